@@ -1,0 +1,63 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint format demo bench fuzz lock docs clean install install-dev
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements-dev.lock
+	$(PIP) install --no-deps -e .
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed  ## Install into .venv
+install-dev: $(VENV)/.installed-dev  ## Install with what tests and linters need
+
+run: install  ## Start the server on $POTOROO_PORT (8080), data in $POTOROO_HOME (~/.potoroo)
+	@exec $(BIN)/potoroo serve
+
+demo: install  ## Try the main job on a throw-away instance
+	@exec $(BIN)/potoroo demo
+
+test: install-dev  ## Run the suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sdk and not api_fuzz and not pace"
+
+test-all: install-dev  ## Run the suite with the SDK releases and the generated requests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: install-dev  ## Run the suite without the slow tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not sdk and not browser"
+
+lint: install-dev  ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-dev  ## Format the code
+	$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+bench: install-dev  ## Measure, against peers, and write docs/performance.md
+	$(BIN)/python -m bench
+
+docs: install-dev  ## Write the generated pages of docs/
+	$(BIN)/python docs/generate.py
+
+lock: install-dev  ## Pin the dependencies anew
+	$(PIP) install uv
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url --no-header --no-annotate -q -o requirements-dev.lock
+
+clean:  ## Remove what was installed and cached
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Drift detection over the inference log."""

@@ -1,0 +1,1 @@
+"""Data connections, their details encrypted at rest."""

@@ -1,0 +1,1 @@
+"""What should run, what does run, and the controller between them."""

@@ -1,0 +1,1 @@
+"""The Hasura dialect, generated from the tables."""

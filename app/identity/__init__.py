@@ -1,0 +1,1 @@
+"""Users, clients, tokens and the OIDC provider on Keycloak's paths."""

@@ -1,0 +1,1 @@
+"""The gateway from the API's own URL to the engines."""

@@ -1,0 +1,1 @@
+"""Database, HTTP, storage, logging and clock: the parts without business words."""

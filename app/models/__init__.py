@@ -1,0 +1,1 @@
+"""Uploads, versions, configurations, inspection and conversion."""

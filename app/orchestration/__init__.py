@@ -1,0 +1,1 @@
+"""Bundles, tasks and runs."""

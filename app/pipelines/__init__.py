@@ -1,0 +1,1 @@
+"""Pipeline definitions, their immutable versions, tags and comments."""

@@ -1,0 +1,1 @@
+"""Workspaces, their members, and the one place that decides who sees what."""

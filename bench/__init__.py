@@ -1,0 +1,1 @@
+"""Measurements: the product against its peers, and against what the machine could do."""

@@ -1,0 +1,63 @@
+"""A column in numbers: its statistics, its bins, and what falls into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from engine.assays.bins import Bins, bins_of
+from engine.assays.spec import Aggregation, BinMode, Summarizer
+from engine.assays.statistics import NoFiniteValues, Numbers, Statistics, describe
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an assay keeps of a column; `aggregated` has one value a bin."""
+
+    statistics: Statistics
+    bins: Bins
+    aggregated: tuple[float, ...]
+    aggregation: Aggregation
+
+
+def summarize(values: Numbers, spec: Summarizer) -> Summary:
+    """Return the summary of a baseline, in bins of its own.
+
+    Raises `NoFiniteValues` if there is nothing to cut into bins.
+    """
+    ordered: Numbers = np.sort(values)
+    finite: Numbers = ordered[np.isfinite(ordered)]
+    if not len(finite):
+        raise NoFiniteValues("The baseline holds no finite value.")
+    statistics = describe(ordered, is_sorted=len(finite) == len(ordered))
+    bins = bins_of(finite, statistics, spec)
+    return Summary(statistics, bins, _aggregate(ordered, statistics, bins, spec.aggregation), spec.aggregation)
+
+
+def summarize_window(values: Numbers, bins: Bins, spec: Summarizer) -> Summary:
+    """Return the summary of a window in the bins of its baseline.
+
+    Aggregation Edges compares where the bins lie, so there the window is cut by itself.
+    """
+    statistics = describe(values)
+    if spec.aggregation is Aggregation.EDGES and spec.bin_mode is not BinMode.NONE:
+        return Summary(statistics, bins, summarize(values, spec).aggregated, spec.aggregation)
+    return Summary(statistics, bins, _aggregate(values, statistics, bins, spec.aggregation), spec.aggregation)
+
+
+def shares(counts: Sequence[int]) -> tuple[float, ...]:
+    """Return each count as a share of all."""
+    total = sum(counts)
+    return tuple(count / total for count in counts) if total else tuple(0.0 for _ in counts)
+
+
+def _aggregate(values: Numbers, statistics: Statistics, bins: Bins, aggregation: Aggregation) -> tuple[float, ...]:
+    if not len(bins):
+        return ()
+    if aggregation is Aggregation.EDGES:
+        return (*bins.edges, statistics.max)  # the open bin ends, on a chart, where the data do
+    densities = shares(bins.count(values))
+    return densities if aggregation is Aggregation.DENSITY else tuple(accumulate(densities))

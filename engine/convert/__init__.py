@@ -1,0 +1,1 @@
+"""Inspection and conversion of models, in processes with limits."""

@@ -1,0 +1,255 @@
+"""Reading one segment: memory-mapped when sealed, by plain reads while it is being written, by row group when cold."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+
+from engine.logs import frames, records
+from engine.logs.errors import CorruptLog
+from engine.logs.frames import BATCH, INDEX_DTYPE, MANY, SCHEMA, IndexArray
+from engine.logs.manifest import Manifest, Segment
+from engine.logs.projection import Path_, project, rebuild
+
+
+class SegmentView(Protocol):
+    """A run of rows as it was at one moment; it stays readable while files change around it."""
+
+    @property
+    def start(self) -> int:
+        """Position of the first row."""
+
+    @property
+    def end(self) -> int:
+        """Position after the last row."""
+
+    @property
+    def min_time(self) -> int:
+        """No row is older."""
+
+    @property
+    def max_time(self) -> int:
+        """No row is newer."""
+
+    @property
+    def index(self) -> IndexArray:
+        """One entry per batch, in the order of positions."""
+
+    @property
+    def schemas(self) -> Sequence[str]:
+        """Keys of the schemas, by the numbers that the index uses."""
+
+    def schema(self, number: int) -> pa.Schema:
+        """Return the schema with this number."""
+
+    def batch(self, number: int, columns: Sequence[Path_] | None = None) -> pa.RecordBatch:
+        """Return the batch with this number: whole, or the columns at these paths that it has, each named by its
+        path.
+        """
+
+
+class _SealedSegment:
+    """A sealed segment; nothing is opened before it is needed.
+
+    Raises `FileNotFoundError` on first use when the file was replaced since the manifest was read: read that again.
+    """
+
+    def __init__(self, folder: Path, entry: Segment, manifest: Manifest) -> None:
+        self.entry = entry
+        self.start, self.end = entry.start, entry.end
+        self.min_time, self.max_time = entry.min_time, entry.max_time
+        self.schemas: Sequence[str] = entry.schemas
+        self._folder = folder
+        self._serialized = [manifest.schemas[key] for key in entry.schemas]
+        self._schemas: dict[int, pa.Schema] = {}
+        self._index: IndexArray | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def index(self) -> IndexArray:
+        """One entry per batch; mapped, not read."""
+        if self._index is None:
+            with (self._folder / self.entry.index).open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._index = np.frombuffer(mapped, dtype=INDEX_DTYPE)
+        return self._index
+
+    def schema(self, number: int) -> pa.Schema:
+        """Return the schema with this number."""
+        if number not in self._schemas:
+            self._schemas[number] = pa.ipc.read_schema(pa.py_buffer(self._serialized[number]))
+        return self._schemas[number]
+
+
+class MappedSegment(_SealedSegment):
+    """A sealed segment of frames in a memory map."""
+
+    _map: mmap.mmap | None = None
+    _mapped: pa.Buffer | None = None
+
+    def batch(self, number: int, columns: Sequence[Path_] | None = None) -> pa.RecordBatch:
+        """Return a batch without copying it."""
+        entry = self.index[number]
+        schema = self.schema(int(entry["schema"]))
+        whole = decode(
+            self._file().slice(int(entry["offset"]), int(entry["length"])), schema, int(entry["flags"]), self.entry.file
+        )
+        return whole if columns is None else project(whole, columns)
+
+    def _file(self) -> pa.Buffer:
+        if self._mapped is None:
+            with (self._folder / self.entry.file).open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._mapped = pa.py_buffer(self._map)
+        return self._mapped
+
+    def let_go(self) -> None:
+        """Take what was read out of this process's memory; it stays in the system's cache, and batches stay good."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class ParquetSegment(_SealedSegment):
+    """A cold segment: a Parquet file here or in an object store, one row group per batch."""
+
+    _metadata: object = None
+
+    def batch(self, number: int, columns: Sequence[Path_] | None = None) -> pa.RecordBatch:
+        """Decode a row group, or only the wanted columns of it."""
+        import pyarrow.parquet as pq
+
+        entry = self.index[number]
+        schema = self.schema(int(entry["schema"]))
+        with self._open() as source, pq.ParquetFile(source, metadata=self._metadata) as file:
+            if self._metadata is None:
+                self._metadata = file.metadata
+            if columns is None:
+                table = file.read_row_group(int(entry["offset"]), use_threads=False)
+                return rebuild(table, schema)
+            tops = list(dict.fromkeys(path[0] for path in columns if path[0] in schema.names))
+            narrow = pa.schema([schema.field(name) for name in tops])
+            table = file.read_row_group(int(entry["offset"]), columns=tops, use_threads=False)
+            return project(rebuild(table, narrow), columns)
+
+    def _open(self) -> pa.NativeFile:
+        name = self.entry.file
+        if "://" in name:
+            filesystem, path = pyarrow.fs.FileSystem.from_uri(name)
+            return filesystem.open_input_file(path)
+        return pa.OSFile(str(self._folder / name), "rb")
+
+
+Sealed: TypeAlias = MappedSegment | ParquetSegment
+
+
+def open_sealed(folder: Path, entry: Segment, manifest: Manifest) -> Sealed:
+    """Return the reader for a segment of the manifest."""
+    if entry.kind == "log":
+        return MappedSegment(folder, entry, manifest)
+    return ParquetSegment(folder, entry, manifest)
+
+
+class Tail:
+    """A segment that is still being written, followed from read to read; raises `FileNotFoundError` if it is not
+    there.
+    """
+
+    fd = -1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.scanned = 0
+        self._index = np.empty(256, dtype=INDEX_DTYPE)
+        self._count = 0
+        self._schemas: list[pa.Schema] = []
+        self._keys: list[str] = []
+        self._bounds = (0, 0)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def refresh(self) -> OpenView | None:
+        """Look for records committed since the last time; None while there are none at all."""
+        size = os.fstat(self.fd).st_size
+        if size > self.scanned:
+            found, self.scanned = frames.committed(self.read, self.scanned, size)
+            for frame in found:
+                if frame.kind == SCHEMA:
+                    serialized = self.read(frame.offset, frame.length)
+                    self._schemas.append(pa.ipc.read_schema(pa.py_buffer(serialized)))
+                    self._keys.append(records.schema_key(serialized))
+            self._extend(frames.index_of([frame for frame in found if frame.kind == BATCH]))
+        if not self._count:
+            return None
+        return OpenView(self, self._index[: self._count], list(self._keys), list(self._schemas), self._bounds)
+
+    def _extend(self, more: IndexArray) -> None:
+        if not len(more):
+            return
+        low, high = int(more["min_time"].min()), int(more["max_time"].max())
+        self._bounds = (min(self._bounds[0], low), max(self._bounds[1], high)) if self._count else (low, high)
+        count = self._count + len(more)
+        if count > len(self._index):
+            grown = np.empty(max(count, 2 * len(self._index)), dtype=INDEX_DTYPE)
+            grown[: self._count] = self._index[: self._count]
+            self._index = grown
+        self._index[self._count : count] = more
+        self._count = count
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the file."""
+        return os.pread(self.fd, length, offset)
+
+
+class OpenView:
+    """What was committed to a segment when it was looked at."""
+
+    def __init__(
+        self, tail: Tail, index: IndexArray, keys: list[str], schemas: list[pa.Schema], bounds: tuple[int, int]
+    ) -> None:
+        self.index = index
+        self.start = int(index["position"][0])
+        self.end = int(index["position"][-1]) + int(index["rows"][-1])
+        self.min_time, self.max_time = bounds
+        self.schemas: Sequence[str] = keys
+        self._schemas = schemas
+        self._tail = tail
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file up to the last committed record."""
+        return self._tail.scanned
+
+    def schema(self, number: int) -> pa.Schema:
+        """Return the schema with this number."""
+        return self._schemas[number]
+
+    def batch(self, number: int, columns: Sequence[Path_] | None = None) -> pa.RecordBatch:
+        """Read a batch."""
+        entry = self.index[number]
+        payload = self._tail.read(int(entry["offset"]), int(entry["length"]))
+        schema = self._schemas[int(entry["schema"])]
+        whole = decode(pa.py_buffer(payload), schema, int(entry["flags"]), self._tail.path.name)
+        return whole if columns is None else project(whole, columns)
+
+
+def decode(payload: pa.Buffer, schema: pa.Schema, flags: int, file: str) -> pa.RecordBatch:
+    """Return the batch in a frame's payload; raises `CorruptLog` when it holds none."""
+    try:
+        if flags & MANY:
+            stream = pa.py_buffer(b"".join((schema.serialize(), payload)))
+            with pa.ipc.open_stream(stream) as reader:
+                return pa.concat_batches(list(reader))
+        return pa.ipc.read_record_batch(payload, schema)
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise CorruptLog(f"A record batch in {file} cannot be read: {exc}") from exc

@@ -1,0 +1,1 @@
+"""Run pipelines: models, steps, and the engine that answers with them."""

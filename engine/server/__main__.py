@@ -1,0 +1,5 @@
+"""Run the engine server."""
+
+from engine.server.main import main
+
+raise SystemExit(main())

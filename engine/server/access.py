@@ -1,0 +1,237 @@
+"""Who may infer: tokens are checked here, from memory.
+
+The control plane publishes an `AccessDocument` per deployment; this process fetches it every few seconds, keeps a copy
+beside its status file, and goes on with the last one while the control plane is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jose import jwk, jwt
+from jose.exceptions import ExpiredSignatureError, JOSEError
+
+from engine.contract.deployment import AccessDocument, AccessSettings
+
+log = logging.getLogger(__name__)
+
+ALGORITHM = "RS256"
+KNOWN_TOKENS = 20_000
+FETCH_TIMEOUT_S = 5.0
+LONGEST_TOKEN_BYTES = 16 * 1024
+REFUSED_FOR_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a token is worth, until when (epoch seconds)."""
+
+    status: int
+    reason: str
+    expires: float
+    user: str = ""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the caller may infer."""
+        return self.status == 200
+
+
+MISSING = Verdict(401, "Jwt is missing", float("inf"))
+UNKNOWN = Verdict(503, "Who may use this deployment is not known yet", 0.0)
+INVISIBLE = "Deployment not found"
+
+
+class Access:
+    """The present access document, and what it makes of tokens."""
+
+    def __init__(self, document: AccessDocument | None = None) -> None:
+        self.generation = 0
+        """Changes whenever verdicts given before may no longer hold."""
+        self._document: AccessDocument | None = None
+        self._raw = b""
+        self._verdicts: dict[bytes, Verdict] = {}
+        if document is not None:
+            self._use(document)
+
+    def update(self, raw: bytes) -> bool:
+        """Take a document as it came; False if nothing changed. Raises `msgspec.ValidationError`."""
+        if raw == self._raw:
+            return False
+        document = msgspec.json.decode(raw, type=AccessDocument)
+        self._raw = raw
+        self._use(document)
+        return True
+
+    def _use(self, document: AccessDocument) -> None:
+        self._document = document
+        self._users = frozenset(document.users)
+        self._revoked = frozenset(document.revoked_sessions)
+        self._keys: dict[str | None, list[Any]] = {}
+        for key in document.keys:
+            if key.get("kty") == "RSA" and key.get("alg", ALGORITHM) == ALGORITHM and key.get("use", "sig") == "sig":
+                self._keys.setdefault(key.get("kid"), []).append(jwk.construct(key, ALGORITHM))
+        self._verdicts = {}
+        self.generation += 1
+
+    def check(self, authorization: bytes, now: float | None = None) -> Verdict:
+        """Judge the value of an `Authorization` header."""
+        now = time.time() if now is None else now
+        scheme, _, token = authorization.partition(b" ")
+        token = token.strip()
+        if not token or scheme.lower() != b"bearer":
+            return MISSING
+        if self._document is None:
+            return UNKNOWN
+        digest = hashlib.sha256(token).digest()
+        verdict = self._verdicts.get(digest)
+        if verdict is None or verdict.expires <= now:
+            verdict = self._judge(token, now)
+            if len(self._verdicts) >= KNOWN_TOKENS:
+                self._verdicts.clear()
+            self._verdicts[digest] = verdict
+        return verdict
+
+    def _judge(self, token: bytes, now: float) -> Verdict:
+        document = self._document
+        assert document is not None  # noqa: S101 - check() looked
+        if len(token) > LONGEST_TOKEN_BYTES:
+            return Verdict(401, "Jwt is too large", now + REFUSED_FOR_S)
+        try:
+            claims = self._verify(token.decode("ascii"))
+            expires, issued = float(claims["exp"]), float(claims.get("iat", 0))
+        except ExpiredSignatureError:
+            return Verdict(401, "Jwt is expired", float("inf"))
+        except (JOSEError, KeyError, TypeError, ValueError):
+            return Verdict(401, "Jwt verification fails", now + REFUSED_FOR_S)
+        if expires <= now:
+            return Verdict(401, "Jwt is expired", float("inf"))
+        user = str(claims.get("sub", ""))
+        if document.issuers and claims.get("iss") not in document.issuers:
+            return Verdict(401, "Jwt issuer is not configured", expires)
+        if claims.get("sid") in self._revoked or issued < document.not_before.get(user, 0):
+            return Verdict(401, "Jwt is revoked", expires)
+        if user in self._users or (document.any_service and _is_service(claims)):
+            return Verdict(200, "", expires, user)
+        return Verdict(404, INVISIBLE, expires, user)
+
+    def _verify(self, token: str) -> dict[str, Any]:
+        header = jwt.get_unverified_header(token)
+        if header.get("alg") != ALGORITHM:
+            raise JOSEError("unexpected algorithm")
+        keys = self._keys.get(header.get("kid"))
+        if keys is None:  # keys without an id may have signed any token
+            keys = (
+                self._keys.get(None, []) if "kid" in header else [key for each in self._keys.values() for key in each]
+            )
+        failure: JOSEError = JOSEError("no key")
+        for key in keys:
+            try:
+                claims: dict[str, Any] = jwt.decode(
+                    token, key, algorithms=[ALGORITHM], options={"verify_aud": False, "require_exp": True}
+                )
+            except ExpiredSignatureError:
+                raise
+            except JOSEError as exc:
+                failure = exc
+            else:
+                return claims
+        raise failure
+
+
+def _is_service(claims: dict[str, Any]) -> bool:
+    return bool(claims.get("clientId")) or str(claims.get("preferred_username", "")).startswith("service-account-")
+
+
+class AccessPoll:
+    """Keep an `Access` up to date."""
+
+    def __init__(self, access: Access, settings: AccessSettings, copy: Path | None) -> None:
+        self._access = access
+        self._settings = settings
+        self._copy = copy
+        self._etag = ""
+        self._failing = False
+        self.refreshed_at = 0.0
+
+    def restore(self) -> None:
+        """Begin with the document a former process kept."""
+        if self._copy is None:
+            return
+        try:
+            self._access.update(self._copy.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.MsgspecError) as exc:
+            log.warning("access.copy_unreadable path=%s error=%r", self._copy, exc)
+
+    async def run(self) -> None:
+        """Fetch the document every few seconds, for ever."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._settings.refresh_s)
+
+    async def refresh(self) -> None:
+        """Fetch the document once; when that fails the former one stays."""
+        try:
+            raw = await asyncio.to_thread(self._fetch)
+            if raw is not None and self._access.update(raw):
+                await asyncio.to_thread(self._keep, raw)
+        except (OSError, ValueError, msgspec.MsgspecError) as exc:
+            if not self._failing:
+                log.warning("access.unreachable url=%s error=%r", self._settings.url, exc)
+            self._failing = True
+        else:
+            self.refreshed_at = time.time()
+            if self._failing:
+                log.info("access.reachable url=%s", self._settings.url)
+            self._failing = False
+
+    def _fetch(self) -> bytes | None:
+        token = Path(self._settings.token_file).read_text().strip()
+        if not self._settings.url.startswith(("http://", "https://")):
+            raise ValueError("the access URL must be http or https")
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        if self._etag:
+            headers["If-None-Match"] = self._etag
+        request = urllib.request.Request(self._settings.url, headers=headers)  # noqa: S310 - the scheme is checked above
+        try:
+            with _OPENER.open(request, timeout=FETCH_TIMEOUT_S) as reply:
+                self._etag = reply.headers.get("ETag", "")
+                raw: bytes = reply.read()
+                return raw
+        except urllib.error.HTTPError as exc:
+            exc.close()
+            if exc.code == 304:
+                return None
+            raise
+
+    def _keep(self, raw: bytes) -> None:
+        if self._copy is None:
+            return
+        temporary = self._copy.with_name(self._copy.name + ".new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(raw)
+        os.replace(temporary, self._copy)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the engine's token elsewhere."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow none."""
+        return
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)

@@ -1,0 +1,350 @@
+"""The clock: each due window once, in bounded batches, whatever fails or dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.assays import scheduler
+from app.assays.tables import Assay, AssayResult, AssayWatch
+from app.kit import db
+from app.kit.context import Context
+from app.workspaces.tables import Workspace
+from engine.assays import Window
+from tests.assays.conftest import FixedClock, House
+from tests.assays.history import DAY, DAY0, append, config, records
+from tests.conftest import ANN
+from tests.factories import Make
+
+API = "/v1/api/assays"
+
+
+async def call(client: httpx.AsyncClient, path: str, body: Any) -> Any:
+    answer = await client.post(f"{API}/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def drain(context: Context) -> int:
+    ticks = 0
+    while await scheduler.tick(context):
+        ticks += 1
+        assert ticks < 200
+    return ticks
+
+
+async def rows(session: AsyncSession) -> list[AssayResult]:
+    query = select(AssayResult).order_by(AssayResult.window_start).execution_options(populate_existing=True)
+    return list(await session.scalars(query))
+
+
+async def test_a_new_assay_over_old_records_gets_its_past_windows(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    body = config(house.pipeline)
+    made = (await call(ann, "create", body))["assay_id"]
+
+    await drain(context)
+
+    results = await call(ann, "get_results", {"assay_id": made, "pipeline_id": house.pipeline.id})
+    interactive = await call(ann, "run_interactive", body)
+    assert [r["score"] for r in results] == [r["score"] for r in interactive]
+    assert [r["scores"] for r in results] == [r["scores"] for r in interactive]
+    assert [r["status"] for r in results] == [r["status"] for r in interactive]
+    for stored, now in zip(results, interactive, strict=True):
+        assert stored["baseline_summary"] == now["baseline_summary"]
+        assert stored["window_summary"] == now["window_summary"]
+        assert stored["assay_id"] == made
+    span = {"assay_id": made, "start": DAY0.isoformat(), "end": (DAY0 + 9 * DAY).isoformat()}
+    assert await call(ann, "get_assay_results", span) == results
+    assert len(await call(ann, "get_results", {"assay_id": made, "limit": 2})) == 2
+    (empty,) = [row for row in await rows(session) if row.status == "Empty"]
+    assert (empty.window_start, empty.window_end) == (DAY0 + 3 * DAY, DAY0 + 4 * DAY)
+    assert "house-model" in (empty.reason or "")
+    (listed,) = await call(ann, "list", {})
+    assert listed["last_run"] is not None
+    (last,) = await session.scalars(select(AssayWatch.next_run))
+    assert last is None  # run_until is reached
+
+
+async def test_a_tick_with_nothing_due_does_nothing(context: Context, house: House, clock: FixedClock) -> None:
+    assert await scheduler.tick(context) == 0
+
+
+async def test_a_paused_assay_waits_and_then_catches_up(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    made = (await call(ann, "create", config(house.pipeline, active=False)))["assay_id"]
+    await drain(context)
+    assert await rows(session) == []
+
+    await call(ann, "set_active", {"id": made, "active": True})
+    await drain(context)
+
+    assert len(await rows(session)) == 7
+
+
+async def test_windows_are_computed_as_they_end_and_not_before(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    clock.moment = DAY0 + 2 * DAY + timedelta(seconds=1)
+    await call(ann, "create", config(house.pipeline, run_until=None))
+    await drain(context)
+    assert await rows(session) == []  # records of the window may still be on their way
+
+    clock.moment += timedelta(seconds=2)
+    await drain(context)
+    first = [row.window_start for row in await rows(session)]
+    clock.moment += DAY
+    await drain(context)
+
+    assert first == [DAY0 + DAY]
+    assert [row.window_start for row in await rows(session)] == [DAY0 + DAY, DAY0 + 2 * DAY]
+
+
+async def test_a_long_past_is_caught_up_in_bounded_batches(
+    ann: httpx.AsyncClient,
+    house: House,
+    clock: FixedClock,
+    context: Context,
+    session: AsyncSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "CLAIMS", 1)
+    monkeypatch.setattr(scheduler, "BATCH", 4)
+    body = config(house.pipeline)
+    body["window"] |= {"width": "4 hours"}
+    await call(ann, "create", body)
+
+    sizes = []
+    while await scheduler.tick(context):
+        sizes.append(len(await rows(session)))
+
+    assert max(b - a for a, b in zip([0, *sizes], sizes, strict=False)) <= 5
+    scored = [row for row in await rows(session) if row.status != "Empty"]
+    assert len(scored) == 36
+    assert len({row.window_start for row in scored}) == 36
+
+
+async def test_a_gap_of_years_is_one_row_and_one_look(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    clock.moment = DAY0 + 1500 * DAY
+    later = [(DAY0 + 1400 * DAY + timedelta(minutes=i), 13.0) for i in range(90)]
+    append(house.root, house.topic, records(later), partition="engine-2")
+    body = config(house.pipeline, run_until=None)
+    body["window"] |= {"width": "30 minutes"}
+    await call(ann, "create", body)
+
+    ticks = await drain(context)
+
+    found = await rows(session)
+    assert ticks < 30
+    assert sum(row.status == "Empty" for row in found) < 12
+    assert [row.window_start for row in found if row.window_start >= DAY0 + 1400 * DAY and row.status != "Empty"] == [
+        DAY0 + 1400 * DAY + timedelta(minutes=30 * k) for k in range(3)
+    ]
+    gaps = [(row.window_start, row.window_end) for row in found if row.status == "Empty"]
+    for (_, end), (start, _) in pairwise(gaps):
+        assert end <= start
+
+
+async def test_a_window_that_fails_says_why_and_does_not_block_the_next(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    text = [(DAY0 + 3 * DAY + timedelta(minutes=i), "broken") for i in range(5)]
+    append(house.root, house.topic, records(text), partition="engine-2")
+    gone = [(DAY0 + 8 * DAY + timedelta(minutes=i), 13.0) for i in range(5)]
+    append(house.root, house.topic, records(gone, field="renamed"), partition="engine-3")
+    made = (await call(ann, "create", config(house.pipeline, run_until=None)))["assay_id"]
+
+    await drain(context)
+
+    failed = {row.window_start: row.reason or "" for row in await rows(session) if row.status == "Failed"}
+    assert set(failed) == {DAY0 + 3 * DAY, DAY0 + 8 * DAY}
+    assert "not numbers" in failed[DAY0 + 3 * DAY]
+    assert "out.variable" in failed[DAY0 + 8 * DAY]
+    assert len(await call(ann, "get_results", {"assay_id": made})) == 6
+
+
+async def test_even_a_bug_costs_one_window(
+    ann: httpx.AsyncClient,
+    house: House,
+    clock: FixedClock,
+    context: Context,
+    session: AsyncSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await call(ann, "create", config(house.pipeline))
+    real, broken = scheduler._compute, [True]
+
+    def compute(scan: Any, claim: Any) -> Any:
+        if broken:
+            broken.pop()
+            raise ZeroDivisionError
+        return real(scan, claim)
+
+    monkeypatch.setattr(scheduler, "_compute", compute)
+    await drain(context)
+
+    statuses = [row.status for row in await rows(session)]
+    assert statuses[0] == "Failed"
+    assert statuses.count("Failed") == 1
+    assert len(statuses) == 7
+
+
+async def test_records_that_come_late_are_assayed_like_any_other(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    made = (await call(ann, "create", config(house.pipeline)))["assay_id"]
+    await drain(context)
+    late = [(DAY0 + 3 * DAY + timedelta(minutes=i), 13.0) for i in range(60)]
+    append(house.root, house.topic, records(late), partition="import")
+
+    await drain(context)
+    before = len(await call(ann, "get_results", {"assay_id": made}))
+    clock.moment += timedelta(minutes=2)
+    await drain(context)
+
+    assert before == 6
+    results = await call(ann, "get_results", {"assay_id": made})
+    assert [r["window_summary"]["count"] for r in results][2] == 60
+    assert len(results) == 7
+    assert not [row for row in await rows(session) if row.status == "Empty"]
+
+
+async def test_switching_on_looks_at_empty_windows_at_once(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context
+) -> None:
+    made = (await call(ann, "create", config(house.pipeline)))["assay_id"]
+    await drain(context)
+    append(house.root, house.topic, records([(DAY0 + 3 * DAY, 13.0)]), partition="import")
+
+    await call(ann, "set_active", {"id": made, "active": True})
+    await drain(context)
+
+    assert len(await call(ann, "get_results", {"assay_id": made})) == 7
+
+
+async def test_backfill_computes_windows_again(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context
+) -> None:
+    made = (await call(ann, "create", config(house.pipeline)))["assay_id"]
+    await drain(context)
+    more = [(DAY0 + 5 * DAY + timedelta(minutes=i), 13.0) for i in range(19)]
+    append(house.root, house.topic, records(more), partition="import")
+    span = {"start": (DAY0 + 4 * DAY).isoformat(), "end": (DAY0 + 6 * DAY).isoformat()}
+
+    discarded = await call(ann, "backfill", {"assay_id": made} | span)
+    await drain(context)
+
+    results = await call(ann, "get_results", {"assay_id": made})
+    assert discarded == {"discarded": 2}
+    assert [r["window_summary"]["count"] for r in results] == [181, 181, 181, 200, 181, 181]
+
+
+async def test_a_claim_left_behind_is_taken_over_and_a_lost_one_writes_nothing(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    await call(ann, "create", config(house.pipeline))
+    killed = await scheduler._claim(context)  # and never heard of again
+    assert killed is not None
+    assert await scheduler.tick(context) == 0  # it is still being computed, for all we know
+
+    clock.moment += scheduler.LEASE
+    await drain(context)
+    await scheduler._advance(context, killed)  # it was only slow
+
+    assert len(await rows(session)) == 7
+    (watch,) = await session.scalars(select(AssayWatch).execution_options(populate_existing=True))
+    assert watch.next_run is None
+
+
+async def test_thresholds_changed_elsewhere_count_from_the_next_window_on(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, session: AsyncSession
+) -> None:
+    made = (await call(ann, "create", config(house.pipeline)))["assay_id"]
+    await session.execute(update(Assay).where(Assay.id == made).values(alert_threshold=1e6, warning_threshold=None))
+    await session.commit()
+
+    await drain(context)
+
+    assert {r["status"] for r in await call(ann, "get_results", {"assay_id": made})} == {"Ok"}
+
+
+@pytest.fixture
+async def two_processes(
+    postgres_url: str, context: Context, clock: FixedClock
+) -> AsyncIterator[tuple[Context, Context]]:
+    """Contexts with connections of their own, as two schedulers have; what they commit is deleted afterwards."""
+    made = []
+    for _ in range(2):
+        engine = db.connect(postgres_url, pool=4)
+        made.append(Context(context.settings, engine, db.sessions_on(engine), context.events, context.storage, clock))
+    yield made[0], made[1]
+    async with made[0].sessions.begin() as session:
+        await session.execute(delete(AssayWatch))
+        await session.execute(delete(Assay))
+    for one in made:
+        await one.database.dispose()
+
+
+async def test_two_schedulers_at_once_compute_each_window_once(
+    two_processes: tuple[Context, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two_processes
+    monkeypatch.setattr(scheduler, "BATCH", 3)
+    async with one.sessions() as session:
+        make = Make(session)
+        workspace: Workspace = await make.workspace(owner=ANN)
+        pipeline, _ = await make.pipeline(workspace, name="shared")
+    topic = f"workspace-{workspace.id}-pipeline-shared-inference"
+    stretch = [(DAY0 + timedelta(minutes=10 * i), float(i % 17)) for i in range(6 * 24 * 4)]
+    append(one.settings.logs_root, topic, records(stretch))
+    from app.assays import schemas, v1_service
+
+    for number in range(4):
+        body = config(pipeline, name=f"assay {number}", run_until=(DAY0 + 4 * DAY).isoformat())
+        body["window"] |= {"width": "6 hours"}
+        await v1_service.create(one, ANN, schemas.ConfigIn(**body))
+
+    async def work(context: Context) -> int:
+        done = 0
+        while moved := await scheduler.tick(context):
+            done += moved
+        return done
+
+    shares = await asyncio.gather(work(one), work(other))
+
+    async with one.sessions() as session:
+        total = await session.scalar(select(func.count()).select_from(AssayResult))
+        distinct = await session.scalar(
+            select(func.count()).select_from(
+                select(AssayResult.watch_id, AssayResult.window_start).distinct().subquery()
+            )
+        )
+        await session.execute(delete(AssayWatch))
+        await session.execute(delete(type(pipeline)).where(type(pipeline).id == pipeline.id))
+        await session.execute(delete(Workspace).where(Workspace.id == workspace.id))
+        await session.commit()
+    assert total == distinct == 4 * 12
+    assert min(shares) > 0
+
+
+def test_a_schedule_by_cron_counts_days_from_sunday() -> None:
+    from app.assays.schedule import Schedule
+
+    hourly = Schedule(DAY0, timedelta(hours=1), None, cron="0 */6 * * *")
+    weekly = Schedule(DAY0, DAY, None, cron="30 2 * * 1-2", until=DAY0 + 9 * DAY)  # DAY0 is a Sunday
+
+    assert [w.end.hour for w in hourly.windows(DAY0, DAY0 + DAY)] == [0, 6, 12, 18, 0]
+    assert [w.end.day for w in weekly.windows(DAY0, DAY0 + 30 * DAY)] == [2, 3, 9]
+    assert next(iter(hourly.windows(DAY0, DAY0))) == Window(DAY0 - timedelta(hours=1), DAY0)

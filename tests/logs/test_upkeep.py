@@ -1,0 +1,340 @@
+"""Sealing what was left behind, merging, Parquet, archive, retention, verification, export and import."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from app.logs.cli import logs
+from engine.logs import manifest, transfer
+from engine.logs.errors import LogError
+from engine.logs.maintain import Policy, Report, maintain_topic
+from engine.logs.ordered import read_ordered
+from engine.logs.query import Order, TimeRange, read_page, scan
+from engine.logs.reader import LogStore
+from engine.logs.transfer import Format
+from engine.logs.verify import verify
+from engine.logs.writer import PartitionWriter
+from tests.logs.rows import batch, ids_of
+
+TOPIC = "topic"
+QUIET = Policy(cold_after_s=None, grace_s=0, merge_batch_rows=0, merge_segments=1000)
+
+
+def fill(root: Path, groups: int = 40, rows: int = 5, segment_rows: int = 50, kinds: int = 1) -> None:
+    with PartitionWriter(root, TOPIC, "p", segment_rows=segment_rows, clock=lambda: 1000.0) as writer:
+        for n in range(groups):
+            writer.append(batch(range(n * rows, (n + 1) * rows), kind=n % kinds))
+            writer.flush()
+
+
+def everything(store: LogStore) -> list[int]:
+    return ids_of(list(scan(store, TOPIC)))
+
+
+def upkeep(root: Path, policy: Policy, now: float = 2000.0) -> Report:
+    report = maintain_topic(root, TOPIC, policy, now=now)
+    assert report.problems == []
+    return report
+
+
+def test_what_a_writer_left_behind_is_sealed_when_it_is_idle(tmp_path: Path) -> None:
+    fill(tmp_path, groups=3)
+    with PartitionWriter(tmp_path, TOPIC, "busy") as writer:
+        writer.append(batch([1000]))
+        writer.flush()
+        assert upkeep(tmp_path, QUIET, now=10.0**10).sealed == 1
+
+    assert manifest.load(tmp_path / TOPIC / "p").end == 15
+    assert sorted(everything(LogStore(tmp_path))) == [*range(15), 1000]
+
+
+def test_small_batches_and_small_segments_are_merged(tmp_path: Path) -> None:
+    fill(tmp_path)
+    store = LogStore(tmp_path)
+    before = everything(store)
+
+    report = upkeep(tmp_path, Policy(cold_after_s=None, merge_segments=3, grace_s=0))
+
+    (view,) = store.views(TOPIC)
+    assert report.merged == 4
+    assert [len(segment.index) for segment in view.segments] == [1]
+    assert everything(store) == before == list(range(200))
+
+
+def test_cold_segments_become_parquet_and_read_the_same(tmp_path: Path) -> None:
+    fill(tmp_path)
+    store = LogStore(tmp_path)
+    hot = read_page(store, TOPIC, page_size=200).table
+
+    assert upkeep(tmp_path, Policy(cold_after_s=100, grace_s=0)).cooled == 4
+
+    assert len(list((tmp_path / TOPIC / "p").glob("*.parquet"))) == 4
+    cold = read_page(store, TOPIC, page_size=200).table
+    assert cold.schema.equals(hot.schema, check_metadata=True)
+    assert cold.equals(hot)
+    newest = read_ordered(store, TOPIC, page_size=30).table
+    assert ids_of(newest) == list(range(199, 169, -1))
+    columns = list(scan(store, TOPIC, TimeRange(60, 64), columns=["out.y", "metadata.last_model", "out.nope"]))
+    assert [b.schema.names for b in columns] == [["time", "out.y", "metadata.last_model"]]
+    assert [v for b in columns for v in b["out.y"].to_pylist()] == [[i / 2] for i in range(60, 65)]
+
+
+def test_a_segment_of_two_schemas_becomes_two_parquet_files(tmp_path: Path) -> None:
+    with PartitionWriter(tmp_path, TOPIC, "p", segment_rows=20) as writer:
+        writer.append(batch(range(12)))
+        writer.append(batch(range(12, 20), kind=1))
+        writer.flush()
+        writer.seal()
+
+    upkeep(tmp_path, Policy(cold_after_s=0, grace_s=0), now=10.0**10)
+
+    store = LogStore(tmp_path)
+    assert [(s.start, s.end) for s in store.view(TOPIC, "p").segments] == [(0, 12), (12, 20)]
+    assert everything(store) == list(range(20))
+
+
+def test_many_short_runs_stay_as_they_are(tmp_path: Path) -> None:
+    fill(tmp_path, kinds=2)
+
+    upkeep(tmp_path, Policy(cold_after_s=0, grace_s=0))
+    again = upkeep(tmp_path, Policy(cold_after_s=0, grace_s=0))
+
+    assert again.cooled == 0
+    assert not list((tmp_path / TOPIC / "p").glob("*.parquet"))
+    assert everything(LogStore(tmp_path)) == list(range(200))
+
+
+def test_odd_values_survive_parquet_or_stay(tmp_path: Path) -> None:
+    schema = pa.schema(
+        [
+            pa.field("time", pa.int64(), nullable=False),
+            pa.field(
+                "out",
+                pa.struct(
+                    [
+                        pa.field("nan", pa.list_(pa.float32())),
+                        pa.field("fixed", pa.list_(pa.float64(), 2)),
+                        pa.field("half", pa.float16()),
+                        pa.field("flag", pa.bool_()),
+                        pa.field("count", pa.uint64(), nullable=False),
+                        pa.field("deep", pa.list_(pa.list_(pa.field("x", pa.int8(), nullable=False)))),
+                        pa.field("when", pa.timestamp("us", tz="UTC")),
+                        pa.field("raw", pa.large_binary()),
+                    ]
+                ),
+            ),
+            pa.field("shaped", pa.fixed_shape_tensor(pa.float32(), [2, 2]).storage_type),
+        ]
+    )
+    row = {
+        "time": 1,
+        "out": {
+            "nan": [math.nan, math.inf], "fixed": [1.0, 2.0], "half": 1.5, "flag": True, "count": 2**64 - 1,
+            "deep": [[1], [], [2, 3]], "when": 5, "raw": b"\0\xff",
+        },
+        "shaped": [1.0, 2.0, 3.0, 4.0],
+    }  # fmt: skip
+    rows = pa.RecordBatch.from_pylist([row] * 3, schema=schema)
+    with PartitionWriter(tmp_path, TOPIC, "p") as writer:
+        writer.append(rows)
+        writer.seal()
+
+    upkeep(tmp_path, Policy(cold_after_s=0, grace_s=0), now=10.0**10)
+
+    table = read_page(LogStore(tmp_path), TOPIC).table
+    assert table.schema.equals(schema, check_metadata=True)
+    assert repr(table.to_pylist()) == repr(rows.to_pylist())
+
+
+def test_old_segments_move_away_and_are_read_from_there(tmp_path: Path) -> None:
+    root, archive = tmp_path / "log", tmp_path / "archive"
+    fill(root)
+    policy = Policy(cold_after_s=0, grace_s=0, archive_uri=f"file://{archive}", archive_after_s=0)
+    upkeep(root, policy)
+
+    assert upkeep(root, policy).archived == 4
+
+    upkeep(root, policy, now=3000.0)
+    assert not list((root / TOPIC / "p").glob("*.parquet"))
+    assert len(list(archive.rglob("*.parquet"))) == 4
+    store = LogStore(root)
+    assert everything(store) == list(range(200))
+    assert [checked.problems for checked in verify(store)] == [[]] * 4
+
+    gone = upkeep(root, Policy(keep_s=1, grace_s=0), now=10.0**10)
+    upkeep(root, Policy(keep_s=1, grace_s=0), now=10.0**10 + 1)
+    assert gone.deleted_rows == 200
+    assert not list(archive.rglob("*.parquet"))
+
+
+def test_a_reader_on_its_way_survives_that_everything_is_rewritten(tmp_path: Path) -> None:
+    fill(tmp_path)
+    store = LogStore(tmp_path)
+    page = read_page(store, TOPIC, page_size=33)
+    ordered = read_ordered(store, TOPIC, page_size=33)
+    reading = scan(store, TOPIC, max_batch_rows=5)
+    streamed = ids_of(next(reading))
+
+    upkeep(tmp_path, Policy(cold_after_s=0, merge_segments=2, grace_s=0))
+    upkeep(tmp_path, QUIET, now=3000.0)
+
+    assert ids_of(read_page(store, TOPIC, positions=page.next).table) == list(range(33, 200))
+    rest = read_ordered(store, TOPIC, cursor=ordered.cursor)
+    assert ids_of(rest.table) == list(range(166, -1, -1))
+    assert streamed + ids_of(list(reading)) == list(range(200))
+
+
+def test_retention_by_age_deletes_from_the_front(tmp_path: Path) -> None:
+    for day in range(4):
+        clock = 1000.0 + day * 86_400
+        with PartitionWriter(tmp_path, TOPIC, "p", segment_rows=10, clock=lambda clock=clock: clock) as writer:
+            writer.append(batch(range(day * 10, day * 10 + 10)))
+            writer.seal()
+    store = LogStore(tmp_path)
+    before = read_page(store, TOPIC, page_size=25, order=Order.DESC)
+
+    report = upkeep(tmp_path, Policy(keep_s=1.5 * 86_400, cold_after_s=None), now=1000.0 + 3 * 86_400)
+
+    assert (report.deleted_segments, report.deleted_rows) == (2, 20)
+    assert store.describe(TOPIC).partitions["p"] == (20, 40)
+    assert everything(store) == list(range(20, 40))
+    assert ids_of(read_page(store, TOPIC, positions={"p": 3}).table) == list(range(20, 40))
+    assert ids_of(read_page(store, TOPIC, order=Order.DESC, positions=before.next).table) == []
+    with PartitionWriter(tmp_path, TOPIC, "p") as writer:
+        assert writer.append(batch([99])) == 40
+
+
+def test_partitions_that_nothing_is_left_of_are_forgotten(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with PartitionWriter(tmp_path, TOPIC, "busy") as writer:
+        for at in (10.0**10, 10.0**10 + 1000, 2 * 10.0**10):
+            upkeep(tmp_path, Policy(keep_s=1, grace_s=0), now=at)
+        writer.append(batch([1]))
+
+    assert LogStore(tmp_path).partitions(TOPIC) == ["busy"]
+    assert everything(LogStore(tmp_path)) == [1]
+
+
+def test_imported_history_is_as_old_as_its_import(tmp_path: Path) -> None:
+    with PartitionWriter(tmp_path, TOPIC, "import", clock=lambda: 10.0**9) as writer:
+        writer.append(batch([1, 2, 3]))
+        writer.seal()
+
+    assert upkeep(tmp_path, Policy(keep_s=86_400), now=10.0**9 + 3600).deleted_rows == 0
+    assert upkeep(tmp_path, Policy(keep_s=86_400), now=10.0**9 + 90_000).deleted_rows == 3
+
+
+def test_retention_by_bytes_deletes_the_oldest_of_all_partitions(tmp_path: Path) -> None:
+    for n, name in enumerate(["a", "b", "a", "b"]):
+        with PartitionWriter(tmp_path, TOPIC, name, clock=lambda n=n: 1000.0 + n) as writer:
+            writer.append(batch(range(n * 100, n * 100 + 100)))
+            writer.seal()
+    store = LogStore(tmp_path)
+    size = store.describe(TOPIC).size_bytes
+
+    upkeep(tmp_path, Policy(keep_bytes=size // 2 + 1000, cold_after_s=None, merge_segments=1000))
+
+    assert sorted(everything(store)) == list(range(200, 400))
+
+
+def test_replaced_files_stay_for_the_grace_period(tmp_path: Path) -> None:
+    fill(tmp_path)
+    upkeep(tmp_path, Policy(cold_after_s=0, grace_s=60), now=2000.0)
+    assert len(list((tmp_path / TOPIC / "p").glob("*.log"))) == 4
+
+    assert upkeep(tmp_path, Policy(cold_after_s=0, grace_s=60), now=2061.0).files_removed == 8
+
+    assert not list((tmp_path / TOPIC / "p").glob("*.log"))
+
+
+def test_what_a_crash_left_half_done_is_swept(tmp_path: Path) -> None:
+    fill(tmp_path)
+    folder = tmp_path / TOPIC / "p"
+    for name in ("00000000000000000000-abc.parquet", ".00000000000000000000-abc.seg.tmp", "x.idx"):
+        (folder / name).write_bytes(b"half")
+
+    upkeep(tmp_path, QUIET, now=10.0**10)
+
+    assert not list(folder.glob("*abc*"))
+    assert everything(LogStore(tmp_path)) == list(range(200))
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_damage_is_found(tmp_path: Path, cold: bool) -> None:
+    fill(tmp_path)
+    with PartitionWriter(tmp_path, TOPIC, "p") as writer:
+        writer.append(batch([500]))
+        writer.flush()
+    if cold:
+        upkeep(tmp_path, Policy(cold_after_s=0, grace_s=0))
+    folder = tmp_path / TOPIC / "p"
+    sealed = manifest.load(folder).segments[1].file
+    open_file = next(path.name for path in folder.glob("*.log") if int(path.stem) == 200)
+    assert [checked.problems for checked in verify(LogStore(tmp_path))] == [[]] * 5
+
+    for name in (sealed, open_file):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) * 3 // 5] ^= 0xFF
+        (folder / name).write_bytes(bytes(content))
+
+    damaged = {checked.file for checked in verify(LogStore(tmp_path)) if checked.problems}
+    assert damaged == {sealed, open_file}
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_an_export_imports_to_the_same_records(tmp_path: Path, form: Format) -> None:
+    fill(tmp_path / "one")
+    store = LogStore(tmp_path / "one")
+
+    files = list(transfer.export(store, TOPIC, tmp_path / "out", form=form, file_bytes=1))
+    paths = transfer.in_order([file.path for file in files])
+    for _ in range(2):
+        for number, path in enumerate(paths):
+            transfer.import_file(tmp_path / "two", TOPIC, "import", path, source=number)
+
+    other = LogStore(tmp_path / "two")
+    assert everything(other) == list(range(200))
+    if form is not Format.JSON:
+        assert read_page(other, TOPIC).table.equals(read_page(store, TOPIC).table)
+
+
+def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:
+    fill(tmp_path, kinds=2)
+    store = LogStore(tmp_path)
+    first = transfer.export(store, TOPIC, tmp_path / "out")
+    done = [next(first), next(first)]
+    first.close()
+
+    rest = list(transfer.export(store, TOPIC, tmp_path / "out"))
+
+    assert [file.path.name for file in done] == ["pipeline_logs-1.arrow", "pipeline_logs-2.arrow"]
+    assert rest[0].path.name == "pipeline_logs-3.arrow"
+    tables = [pa.ipc.open_file(file.path).read_all() for file in [*done, *rest]]
+    assert [i for table in tables for i in ids_of(table)] == list(range(200))
+    with pytest.raises(LogError, match="other options"):
+        list(transfer.export(store, TOPIC, tmp_path / "out", form=Format.JSON))
+
+
+def test_the_command_exports_imports_counts_and_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTOROO_HOME", str(tmp_path / "home"))
+    fill(tmp_path / "home" / "logs")
+    run = CliRunner()
+
+    assert run.invoke(logs, ["export", TOPIC, str(tmp_path / "out"), "--format", "json"]).exit_code == 0
+    files = [str(path) for path in (tmp_path / "out").glob("pipeline*.json")]
+    for _ in range(2):
+        assert run.invoke(logs, ["import", "other", *files]).exit_code == 0
+    counted = json.loads(run.invoke(logs, ["stats", "--json"]).stdout)
+    checked = run.invoke(logs, ["verify", "--json"])
+
+    assert [(one["topic"], one["end"]) for one in counted] == [("other", 200), (TOPIC, 200)]
+    assert checked.exit_code == 0
+    assert json.loads(checked.stdout)["rows"] == 400
+    assert run.invoke(logs, ["stats"]).exit_code == 0
+    assert run.invoke(logs, ["export", "nothing", str(tmp_path / "no")]).exit_code != 0

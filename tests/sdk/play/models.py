@@ -1,0 +1,135 @@
+"""Models, versions and tags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from play.stage import Raises, Stage, scenario, since, unless
+
+
+@scenario()
+def an_onnx_model_is_uploaded(stage: Stage) -> None:
+    version = stage.model()
+
+    assert version.name() == "fraud"
+    assert str(version.status()).lower().endswith("ready")
+    assert len(version.sha()) == 64
+    assert version.file_name() == "fraud.onnx"
+    assert version.last_update_time() is not None
+    assert version._repr_html_()
+
+
+@scenario()
+def models_are_listed_and_shown(stage: Stage) -> None:
+    listed = stage.client().list_models()
+
+    assert "fraud" in [m.name() for m in listed]
+    assert "fraud" in listed._repr_html_()
+    assert "fraud" in [m.name() for m in stage.workspace().models()]
+
+
+@scenario()
+def a_second_version_is_added(stage: Stage) -> None:
+    first = stage.model()
+    second = stage.upload("fraud")
+
+    assert second.id() != first.id()
+    assert second.version() != first.version()
+    (model,) = [m for m in stage.workspace().models() if m.name() == "fraud"]
+    versions = model.versions()
+    ids = [v.id() for v in versions]
+    assert {first.id(), second.id()} <= set(ids)
+    newest = ids[0] if since("2025.1") else ids[-1]
+    assert newest == second.id()
+    stage.kept["second"] = second
+
+
+@scenario(unless(since("2024.1"), "came with 2024.1"))
+def a_model_is_found_by_name(stage: Stage) -> None:
+    found = stage.client().get_model("fraud")
+
+    assert found.id() == stage.kept["second"].id()
+    assert stage.client().get_model("fraud", version=stage.model().version()).id() == stage.model().id()
+    with Raises("Exception", text="does not exist"):
+        stage.client().get_model("nothing-of-this-name")
+
+
+@scenario()
+def a_version_is_found_by_name_and_version(stage: Stage) -> None:
+    find = stage.client().model_version_by_name if since("2023.4") else stage.client().model_by_name
+
+    assert find("fraud", stage.model().version()).id() == stage.model().id()
+    with Raises("EntityNotFoundError"):
+        find("fraud", "no-such-version")
+
+
+@scenario()
+def a_version_is_configured(stage: Stage) -> None:
+    configured = stage.model().configure(tensor_fields=[stage.sample["input"]])
+    config = configured.config()
+
+    assert config.runtime() == "onnx"
+    assert config.tensor_fields() == [stage.sample["input"]]
+
+
+@scenario()
+def a_file_that_is_no_model_ends_in_error(stage: Stage) -> None:
+    from wallaroo.framework import Framework
+
+    broken = Path(stage.folder) / "broken.onnx"
+    broken.write_bytes(b"this is no model")
+    with Raises("Exception"):
+        made = stage.client().upload_model("broken", str(broken), framework=Framework.ONNX)
+        assert str(made.status()).lower().endswith("ready"), f"status is {made.status()}"
+
+
+@scenario()
+def tags_live_on_models(stage: Stage) -> None:
+    wl, version = stage.client(), stage.model()
+    tag = wl.create_tag(f"tag-{stage.tag}")
+    listed = lambda: [t.tag() for t in wl.list_tags()]  # noqa: E731
+
+    assert tag.tag() not in listed()
+    tag.add_to_model(version.id())
+    assert tag.tag() in listed()
+    assert tag.tag() in wl.list_tags()._repr_html_()
+    assert tag.tag() in [t.tag() for t in type(version)(client=wl, data={"id": version.id()}).tags()]
+    found = tag.list_model_versions() if since("2023.4") else tag.list_models()
+    assert [m.id() for m in found] == [version.id()]
+    assert [m.id() for m in wl.search_models(search_term=tag.tag())] == [version.id()]
+    tag.remove_from_model(version.id())
+    assert tag.tag() not in listed()
+    with Raises("IndexError"):
+        tag.remove_from_model(version.id())
+
+
+@scenario()
+def models_are_searched(stage: Stage) -> None:
+    wl, version = stage.client(), stage.model()
+
+    assert version.id() in [m.id() for m in wl.search_models("FRAUD")]
+    assert version.id() in [m.id() for m in wl.search_models()]
+    assert [m.id() for m in wl.search_models(version.version())] == [version.id()]
+    assert list(wl.search_models("no-such-model-anywhere")) == []
+    assert wl.search_models("fraud")._repr_html_()
+
+
+@scenario(unless(since("2024.2"), "the filter came with 2024.2"))
+def models_are_searched_in_a_workspace(stage: Stage) -> None:
+    import datetime
+
+    wl, workspace = stage.client(), stage.workspace()
+    past = datetime.datetime(2022, 1, 1, tzinfo=datetime.UTC)
+    future = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
+
+    assert stage.model().id() in [m.id() for m in wl.search_models("fraud", workspace_id=workspace.id())]
+    assert list(wl.search_models("fraud", workspace_name="elsewhere")) == []
+    if since("2024.4"):  # older ones cannot put times into JSON
+        assert list(wl.search_models("fraud", uploaded_time_start=past, uploaded_time_end=future))
+
+
+@scenario()
+def visibility_is_changed(stage: Stage) -> None:
+    from wallaroo.visibility import _Visibility
+
+    stage.model()._update_visibility(_Visibility.PUBLIC)

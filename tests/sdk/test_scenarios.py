@@ -1,0 +1,28 @@
+"""The vendor's SDK works unchanged, release by release."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.sdk.conftest import Server, play
+from tests.sdk.venvs import ALL_RELEASES, RELEASES
+
+AREAS = ("auth", "workspaces", "models", "pipelines", "deploy")
+
+pytestmark = [pytest.mark.sdk, pytest.mark.slow]
+
+
+def _releases() -> tuple[str, ...]:
+    chosen = os.environ.get("POTOROO_TEST_SDK", "")
+    return ALL_RELEASES if chosen == "all" else tuple(chosen.split()) or RELEASES
+
+
+@pytest.mark.parametrize("area", AREAS)
+@pytest.mark.parametrize("release", _releases())
+def test_every_scenario_of_a_release_plays(release: str, area: str, server: Server) -> None:
+    played = play(server, release, area)
+
+    assert played
+    assert {p["scenario"]: p["reason"] for p in played if p["outcome"] == "failed"} == {}
