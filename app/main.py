@@ -27,6 +27,7 @@ from app.identity import routes as identity
 from app.identity import upkeep as identity_upkeep
 from app.identity.caller import CHECKS
 from app.inference import errors as inference_errors
+from app.inference import gateway as inference_gateway
 from app.inference import routes as inference
 from app.inference import routing as inference_routing
 from app.kit import db, docs, health, http
@@ -108,6 +109,12 @@ async def open_parts(context: Context) -> None:
     await identity_parts.open_parts(context)
 
 
+async def close_parts(context: Context) -> None:
+    """Close what modules keep in `context.parts`."""
+    await inference_gateway.close_parts(context)
+    await identity_parts.close_parts(context)
+
+
 def create_app(context: Context, roles: Sequence[str] = ALL_ROLES) -> FastAPI:
     """Return the application on `context`; the loops of `roles` run while it does."""
 
@@ -126,7 +133,7 @@ def create_app(context: Context, roles: Sequence[str] = ALL_ROLES) -> FastAPI:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await identity_parts.close_parts(context)
+            await close_parts(context)
             await context.events.stop()
             await context.database.dispose()
 

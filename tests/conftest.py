@@ -26,7 +26,7 @@ from app.kit.context import Context
 from app.kit.events import Events
 from app.kit.postgres import EmbeddedPostgres
 from app.kit.storage import open_storage
-from app.main import create_app
+from app.main import close_parts, create_app
 from app.schema import METADATA
 from app.settings import Settings
 from tests.factories import Make
@@ -106,7 +106,7 @@ async def context(postgres_url: str, tmp_path: Path) -> AsyncIterator[Context]:
             connection, class_=AsyncSession, expire_on_commit=False, join_transaction_mode="create_savepoint"
         )
         people = FakePeople()
-        yield Context(
+        made = Context(
             settings=settings,
             database=engine,
             sessions=sessions,
@@ -114,6 +114,8 @@ async def context(postgres_url: str, tmp_path: Path) -> AsyncIterator[Context]:
             storage=open_storage(settings.blobs_url),
             parts={callers.PART: people, directories.PART: people},
         )
+        yield made
+        await close_parts(made)
         await outer.rollback()
     await engine.dispose()
 
@@ -127,7 +129,7 @@ async def committed(postgres_url: str, tmp_path: Path) -> AsyncIterator[Context]
     settings = Settings(home=tmp_path / "home")
     engine = db.connect(postgres_url, pool=5)
     people = FakePeople()
-    yield Context(
+    made = Context(
         settings=settings,
         database=engine,
         sessions=db.sessions_on(engine),
@@ -135,6 +137,8 @@ async def committed(postgres_url: str, tmp_path: Path) -> AsyncIterator[Context]
         storage=open_storage(settings.blobs_url),
         parts={callers.PART: people, directories.PART: people},
     )
+    yield made
+    await close_parts(made)
     async with engine.begin() as connection:
         await connection.execute(
             text("TRUNCATE " + ", ".join(f'"{t.name}"' for t in METADATA.sorted_tables) + " CASCADE")

@@ -106,6 +106,10 @@ class Gateway:
         # A kept connection may have been closed by the engine at the very moment we wrote to it.
         return await _exchange(await self._pool.link(target.host, target.port, fresh=True), head, body)
 
+    async def aclose(self) -> None:
+        """Close the connections to engines."""
+        await self._pool.aclose()
+
     def _forget_gone(self) -> None:
         self._pool.forget((t.host, t.port) for t in self._table.targets())
 
@@ -182,3 +186,10 @@ def gateway_of(context: Context) -> Gateway:
     if gateway is None:
         gateway = context.parts[PART] = Gateway(routes_of(context))
     return gateway
+
+
+async def close_parts(context: Context) -> None:
+    """Close the process's gateway, if it was ever asked for."""
+    gateway: Gateway | None = context.parts.get(PART)
+    if gateway is not None:
+        await gateway.aclose()

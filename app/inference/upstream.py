@@ -146,6 +146,11 @@ class Link:
         """Close the connection."""
         self._writer.close()
 
+    async def closed(self) -> None:
+        """Wait until the connection is closed."""
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
 
 class Pool:
     """Connections to engines that wait for the next request."""
@@ -182,3 +187,12 @@ class Pool:
             for link in self._idle.pop(key):
                 with contextlib.suppress(RuntimeError):
                     link.close()
+
+    async def aclose(self) -> None:
+        """Close what is kept, and wait until it is closed."""
+        links = [link for kept in self._idle.values() for link in kept]
+        self._idle.clear()
+        for link in links:
+            link.close()
+        for link in links:
+            await link.closed()
