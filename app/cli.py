@@ -116,6 +116,12 @@ def api() -> None:
 
 
 @cli.command()
+def gateway() -> None:
+    """Run a gateway alone: it passes inference requests on to engines."""
+    run_roles(Settings(), ["gateway"])
+
+
+@cli.command()
 def controller() -> None:
     """Run the controller, which makes running engines match the deployments."""
     run_roles(Settings(), ["controller"])

@@ -71,8 +71,12 @@ ROUTERS: list[APIRouter] = [
 ]
 """Every route of the API; a module adds its own here."""
 
+GATEWAY_ROUTERS = [health.router, inference.router]
+"""What a process answers that is a gateway and nothing else."""
+
 LOOPS: dict[str, dict[str, Loop]] = {
     "api": {"routes": inference_routing.run},
+    "gateway": {"routes": inference_routing.run},
     "controller": {"deployments": deployments_controller.run},
     "scheduler": {
         "identity": identity_upkeep.keep_up,
@@ -90,6 +94,7 @@ LOOPS: dict[str, dict[str, Loop]] = {
 """Endless tasks by role: name to loop. A loop that ends or fails is started again after a pause."""
 
 ALL_ROLES = ("api", "controller", "scheduler", "worker")
+"""What one machine needs; the API is a gateway too."""
 
 
 def make_context(settings: Settings, database_url: str) -> Context:
@@ -156,9 +161,10 @@ def create_app(context: Context, roles: Sequence[str] = ALL_ROLES) -> FastAPI:
     graphql.register(api.state.faces)
     logs.register(api.state.faces)
     identity_pages.register(api.state.faces)
-    for router in ROUTERS:
+    routers = GATEWAY_ROUTERS if tuple(roles) == ("gateway",) else ROUTERS
+    for router in routers:
         api.include_router(router)
-    api.openapi = lambda: docs.document(api, ROUTERS, CHECKS)  # type: ignore[method-assign]
+    api.openapi = lambda: docs.document(api, routers, CHECKS)  # type: ignore[method-assign]
     return api
 
 

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from app import main  # noqa: F401 - imports every module, so that every metric is registered
 from app.cli import cli
 from app.settings import Settings
+from engine.server.metrics import HELP
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by `make docs`; do not edit. -->\n\n"
@@ -63,14 +64,17 @@ def _parameter(parameter: Any) -> str:
 
 def metrics() -> str:
     """Return the page of all metrics."""
-    rows = []
-    for family in sorted(REGISTRY.collect(), key=lambda f: f.name):
-        if family.name.startswith("potoroo"):
-            rows.append(f"| `{family.name}` | {family.type} | {family.documentation} |")
+    ours = [(f.name, f.type, f.documentation) for f in REGISTRY.collect() if f.name.startswith("potoroo")]
+    engines = [(name, kind, text) for name, (kind, text) in HELP.items()]
     return (
-        NOTE + "# Metrics\n\nPrometheus metrics on `/metrics` of the control plane.\n\n"
-        "| metric | kind | what it counts |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        NOTE + "# Metrics\n\nPrometheus metrics, on `/metrics` without a token.\n\n"
+        f"## Control plane\n\n{_table(sorted(ours))}\n## Engines\n\n{_table(engines)}"
     )
+
+
+def _table(rows: list[tuple[str, str, str]]) -> str:
+    lines = [f"| `{name}` | {kind} | {text} |" for name, kind, text in rows]
+    return "| metric | kind | what it counts |\n| --- | --- | --- |\n" + "\n".join(lines) + "\n"
 
 
 PAGES = {"configuration.md": configuration, "command-line.md": command_line, "metrics.md": metrics}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from engine.server.metrics import HELP, Metrics, labels, merge, render
 
-DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
+DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def test_every_metric_is_in_the_docs() -> None:
