@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import importlib.metadata
 import json
 import os
 import sys
@@ -22,13 +23,27 @@ from app.settings import Settings
 
 cli = typer.Typer(
     name="potoroo",
-    help="Potoroo, a self-hosted MLOps control plane.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 console = Console(stderr=True, highlight=False)
 identity.mount(cli)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("potoroo"))  # noqa: T201
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Potoroo, a self-hosted MLOps control plane."""
 
 
 @contextmanager

@@ -16,6 +16,7 @@ async def test_the_docs_page_needs_nothing_from_outside(nobody: httpx.AsyncClien
     assert not [link for link in links if link.startswith(("http", "//"))]
     for link in links:
         assert (await nobody.get(f"/v1/api/{link}")).status_code == 200
+    assert page.headers["content-security-policy"].startswith("default-src 'self'; ")
 
 
 async def test_the_openapi_document_tells_which_routes_need_a_token(nobody: httpx.AsyncClient) -> None:

@@ -181,6 +181,9 @@ def describe(errors: Any) -> str:
     """Return what pydantic found wrong as one sentence a person can act on: where, what, and what was given."""
     parts = []
     for error in list(errors)[:5]:
+        if error["type"] == "json_invalid":
+            parts.append(f"The body is no JSON: {error['ctx']['error']} at character {error['loc'][-1]}")
+            continue
         place = ".".join(str(x) for x in error["loc"] if x not in ("body", "query", "path", "form")) or "body"
         message = error["msg"][:1].lower() + error["msg"][1:]
         parts.append(f"{place}: {message}")
