@@ -33,6 +33,25 @@ class Settings(BaseSettings):
         default=None, description="Where models and bundles lie: a folder or s3://bucket/prefix; default <home>/blobs."
     )
     log_url: str | None = Field(default=None, description="Folder of the inference log store; default <home>/logs.")
+    log_sync_s: float = Field(
+        default=1.0,
+        description="Seconds after which an inference's record also survives a power cut; 0: before it is answered.",
+        ge=0,
+    )
+    log_when_full: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="An inference whose record cannot be kept is refused with 503, or answered and counted as dropped.",
+    )
+    log_record_bytes: int = Field(
+        default=1024**2,
+        description="Largest record of one row; columns of a larger one are left out, inputs first, largest first.",
+        gt=0,
+    )
+    log_spool_bytes: int = Field(
+        default=1024**3,
+        description="Records that an engine on another machine keeps while the log store is away, for each pipeline.",
+        gt=0,
+    )
     log_keep_days: float = Field(
         default=0, description="Age at which inference logs are deleted, days; 0 keeps them.", ge=0
     )

@@ -36,6 +36,21 @@ def check_access_token(context: Context, deployment_id: int, token: str) -> None
         raise Unauthenticated("This token belongs to an engine of another deployment.")
 
 
+def deployment_of_token(context: Context, token: str) -> int | None:
+    """Return the deployment that a token was made for; None when it is no token of an engine."""
+    try:
+        said = box_of(context).decrypt(token.encode()).decode("ascii", "replace")
+    except (WrongKey, UnicodeEncodeError):
+        return None
+    number = said.removeprefix(_PREFIX)
+    return int(number) if said != number and number.isdecimal() else None
+
+
+async def workspace_of(session: AsyncSession, deployment_id: int) -> int | None:
+    """Return the workspace that a deployment runs in; None when there is no such deployment."""
+    return await session.scalar(select(Pipeline.workspace_id).join(Deployment).where(Deployment.id == deployment_id))
+
+
 async def access_document(context: Context, deployment_id: int) -> AccessDocument:
     """Return who may infer on a deployment as of now; raises `NotFound` when there is no such deployment."""
     facts = await access_facts(context)
@@ -67,9 +82,7 @@ async def artifact_key_of(context: Context, deployment_id: int, version_id: int)
 
 
 async def _members(session: AsyncSession, deployment_id: int) -> list[str]:
-    workspace_id = await session.scalar(
-        select(Pipeline.workspace_id).join(Deployment).where(Deployment.id == deployment_id)
-    )
+    workspace_id = await workspace_of(session, deployment_id)
     if workspace_id is None:
         raise NotFound(f"There is no deployment {deployment_id}.")
     return await member_ids(session, workspace_id)

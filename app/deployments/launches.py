@@ -15,6 +15,7 @@ from app.models.service import artifact_key, version_record
 from app.models.tables import ModelConfig, ModelVersion
 from app.pipelines.service import topic_name
 from app.pipelines.tables import Pipeline, PipelineVersion
+from app.settings import Settings
 from engine.contract.deployment import (
     DeploymentDocument,
     LogDocument,
@@ -47,7 +48,7 @@ async def launch_of(context: Context, session: AsyncSession, row: Deployment, re
             )
         ],
         models=[_model(config) for config in configs],
-        log=LogDocument(root=context.settings.logs_root),
+        log=_log(context.settings),
         check_columns=context.settings.check_columns,
     )
     return Launch(
@@ -57,6 +58,16 @@ async def launch_of(context: Context, session: AsyncSession, row: Deployment, re
         replicas=replicas,
         wanted=interpret(row.engine_config),
         engine_config=row.engine_config,
+    )
+
+
+def _log(settings: Settings) -> LogDocument:
+    return LogDocument(
+        root=settings.logs_root,
+        fsync_interval_s=settings.log_sync_s,
+        when_full=settings.log_when_full,
+        record_bytes_limit=settings.log_record_bytes,
+        spool_bytes_limit=settings.log_spool_bytes,
     )
 
 

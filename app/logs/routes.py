@@ -8,6 +8,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import Response
 
+from app.deployments import access as deployments
 from app.errors import Invalid, TooLarge
 from app.identity.caller import CurrentCaller, bearer_token, current_caller
 from app.kit.context import context_of
@@ -169,13 +170,13 @@ async def read_partition(
 async def may_append(request: Request, topic: TopicName) -> None:
     """Let through who may append to a topic: members of its workspace, and the engines that run there."""
     context = context_of(request)
-    token = bearer_token(request)
-    if topics.is_append_token(token):
-        topics.check_append_token(context.settings, token, topic)
-        return
-    caller = await current_caller(request)
+    deployment_id = deployments.deployment_of_token(context, bearer_token(request))
+    caller = await current_caller(request) if deployment_id is None else None
     async with context.sessions() as session:
-        await topics.check_appendable(session, caller, topic)
+        if caller is not None:
+            await topics.check_appendable(session, caller, topic)
+        else:
+            await topics.check_engine_appends(session, deployment_id or 0, topic)
 
 
 @router.post(

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.errors import NotFound, Unauthenticated
+from app.deployments import access as deployments
+from app.errors import NotFound
 from app.identity.caller import Caller
-from app.kit.secrets import write_private
 from app.pipelines import service as pipelines
 from app.pipelines.tables import Pipeline
-from app.settings import Settings
 from app.workspaces import access
 from app.workspaces.tables import Workspace
 
 FAILURES = "-failures"
 _TOPIC = re.compile(r"workspace-(\d{1,18})-pipeline-([A-Za-z0-9-]{1,253})-inference(-failures)?", re.ASCII)
-_TOKEN_PREFIX = "plog."  # noqa: S105
-KEY_FILE = "log.key"
 
 
 def parse(topic: str) -> tuple[int, str] | None:
@@ -68,39 +62,17 @@ async def check_appendable(session: AsyncSession, caller: Caller, topic: str) ->
     """Raise `NotFound` unless the topic is that of a pipeline that `caller` may see."""
     found = parse(topic)
     if found is None:
-        raise NotFound(f"There is no topic {topic[:300]!r}.")
+        raise _unknown(topic)
     await pipelines.pipeline_by_name(session, caller, found[1], found[0])
 
 
-def append_token(settings: Settings, workspace_id: int) -> str:
-    """Return the token with which an engine of a workspace appends to its topics over HTTP, and nothing else."""
-    mark = hmac.new(_key(settings), f"append:{workspace_id}".encode(), hashlib.sha256).hexdigest()
-    return f"{_TOKEN_PREFIX}{workspace_id}.{mark}"
-
-
-def is_append_token(token: str) -> bool:
-    """Tell whether a bearer token has the form of those that `append_token` gives."""
-    return token.startswith(_TOKEN_PREFIX)
-
-
-def check_append_token(settings: Settings, token: str, topic: str) -> None:
-    """Raise `Unauthenticated` for a token of nobody, `NotFound` for a topic of another workspace."""
-    workspace = token.removeprefix(_TOKEN_PREFIX).partition(".")[0]
-    right = workspace.isdigit() and hmac.compare_digest(token.encode(), append_token(settings, int(workspace)).encode())
-    if not right:
-        raise Unauthenticated("The token is not valid.")
+async def check_engine_appends(session: AsyncSession, deployment_id: int, topic: str) -> None:
+    """Raise `NotFound` unless the topic is one of the workspace that the engine's deployment runs in."""
     found = parse(topic)
-    if found is None or found[0] != int(workspace):
-        raise NotFound(f"There is no topic {topic[:300]!r}.")
+    workspace_id = await deployments.workspace_of(session, deployment_id)
+    if found is None or found[0] != workspace_id:
+        raise _unknown(topic)
 
 
-def _key(settings: Settings) -> bytes:
-    if settings.secret_key is not None:
-        return settings.secret_key.get_secret_value().split(",")[0].strip().encode()
-    path: Path = settings.home / KEY_FILE
-    if not path.exists():
-        import secrets
-
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_private(path, secrets.token_hex(32) + "\n", replace=False)
-    return path.read_text().strip().encode()
+def _unknown(topic: str) -> NotFound:
+    return NotFound(f"There is no topic {topic[:300]!r}.")

@@ -94,6 +94,8 @@ class LogDocument(msgspec.Struct, frozen=True, kw_only=True):
     """A row whose record is larger loses columns, the largest input first (`metadata.dropped`)."""
     spool: str | None = None
     """Folder for records on their way to a remote log store."""
+    spool_bytes_limit: int = 1 << 30
+    """Bytes that may wait in the spool, for each topic and worker; beyond them `when_full` decides."""
     token_file: str | None = None
 
 

@@ -74,6 +74,7 @@ class Logs:
                 spool=document.spool,
                 token_file=document.token_file,
                 fsync_interval_s=document.fsync_interval_s,
+                limit_bytes=document.spool_bytes_limit,
                 wait_s=PARTITION_WAIT_S,
             )
             self._writers[topic] = writer

@@ -11,10 +11,14 @@ import httpx
 import pyarrow as pa
 import pytest
 
+from app.deployments.access import access_token
+from app.deployments.launches import launch_of
+from app.deployments.tables import Deployment, DeploymentPipelineVersion
 from app.kit.context import Context
-from app.logs import service, topics
+from app.logs import service
 from app.pipelines.tables import Pipeline
 from app.workspaces.tables import Workspace
+from engine.contract.deployment import LogDocument
 from engine.logs.writer import PartitionWriter
 from tests.conftest import ANN
 from tests.factories import Make
@@ -475,21 +479,26 @@ async def test_numbered_rows_are_kept_once_however_often_they_come(
 
 
 async def test_an_engines_token_appends_to_its_workspace_alone(
-    nobody: httpx.AsyncClient, context: Context, lab: Workspace, topic: str
+    nobody: httpx.AsyncClient, make: Make, context: Context, lab: Workspace, pipe: Pipeline, topic: str
 ) -> None:
-    token = topics.append_token(context.settings, lab.id)
-    foreign = topics.append_token(context.settings, lab.id + 1)
+    other, _ = await make.pipeline(await make.workspace())
+    mine, theirs = [
+        await make.add(Deployment(deploy_id=one.pipeline_id, pipeline_id=one.id, deployed=True))
+        for one in (pipe, other)
+    ]
+    token, foreign = access_token(context, mine.id), access_token(context, theirs.id)
     body = file_of(batch([1]))
 
     async def status(token: str) -> int:
-        headers = {"content-type": ARROW, "authorization": f"Bearer {token}"}
+        headers = {"content-type": ARROW, "authorization": f"Bearer {token}".encode("latin-1")}
         path = f"/v1/logs/topic/{topic}/partition/p"
         return (await nobody.post(path, content=body, headers=headers)).status_code
 
     assert await status(token) == 200
     assert await status(foreign) == 404
-    assert await status(token + "0") == 401
-    assert await status(f"plog.{lab.id}.") == 401
+    assert await status(access_token(context, 999_999_999)) == 404
+    assert await status(token[:-2] + "0=") == 401
+    assert await status("ünicode") == 401
     reading = await nobody.get("/v1/logs/topics", headers={"authorization": f"Bearer {token}"})
     assert reading.status_code == 401
 
@@ -559,6 +568,27 @@ async def test_only_the_topics_of_pipelines_take_records(
     ):
         answer = await client.post(f"/v1/logs/topic/{name}/partition/p", content=body, headers={"content-type": ARROW})
         assert answer.status_code == 404, name
+
+
+async def test_engines_keep_records_as_the_settings_say(context: Context, make: Make, lab: Workspace) -> None:
+    pipeline, version = await make.pipeline(lab, name="kept")
+    row = await make.add(Deployment(deploy_id="kept", pipeline_id=pipeline.id, deployed=True))
+    await make.add(DeploymentPipelineVersion(deployment_id=row.id, pipeline_version_pk_id=version.id))
+    context.settings.log_sync_s = 0.0
+    context.settings.log_when_full = "drop"
+    context.settings.log_record_bytes = 5_000
+    context.settings.log_spool_bytes = 7_000
+
+    async with context.sessions() as session:
+        found = (await launch_of(context, session, row, 1)).document.log
+
+    assert found == LogDocument(
+        root=context.settings.logs_root,
+        fsync_interval_s=0.0,
+        when_full="drop",
+        record_bytes_limit=5_000,
+        spool_bytes_limit=7_000,
+    )
 
 
 async def test_upkeep_follows_the_settings(context: Context, topic: str, ann: httpx.AsyncClient) -> None:
