@@ -64,7 +64,8 @@ def _holder(fd: int) -> str:
 class PartitionWriter:
     """The one writer of a partition; over all processes of the machine there is never a second.
 
-    Raises `PartitionBusy` when another holds the partition for longer than `wait_s`.
+    Raises `PartitionBusy` when another holds the partition for longer than `wait_s`, and `LogFull` or `LogWriteError`
+    when the partition cannot be opened.
     """
 
     def __init__(
@@ -109,12 +110,15 @@ class PartitionWriter:
         self._full: list[OpenSegment] = []
         self._thread: threading.Thread | None = None
 
-        self._lock_fd = acquire(self.folder, f"{topic}/{partition}", wait_s)
         try:
-            found = recovery.recover(self.folder, clock())
-        except BaseException:
-            os.close(self._lock_fd)
-            raise
+            self._lock_fd = acquire(self.folder, f"{topic}/{partition}", wait_s)
+            try:
+                found = recovery.recover(self.folder, clock())
+            except BaseException:
+                os.close(self._lock_fd)
+                raise
+        except OSError as exc:
+            raise self._failure(exc) from exc
         self.torn_bytes = found.torn_bytes
         """How many bytes of an unfinished write were cut away when the partition was opened."""
         self._active: OpenSegment | None = found.active

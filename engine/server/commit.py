@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from engine.contract.deployment import LogDocument
-from engine.logs.errors import LogError
+from engine.logs.errors import LogError, LogFull
 from engine.logs.spool import SpoolWriter, open_writer
 from engine.logs.writer import PartitionWriter
 from engine.server.fast.template import Buffer
@@ -57,9 +57,16 @@ class Logs:
         return Path(self._document.root) if self._document is not None else None
 
     def open(self, topic: str) -> None:
-        """Open a topic's partition now, so that no request waits for it; raises `LogError`."""
-        if self._document is not None:
+        """Open a topic's partition now, so that no request waits for it; raises `LogError`.
+
+        A full disk is no reason not to start: it is tried again with each record, and `when_full` decides until then.
+        """
+        if self._document is None:
+            return
+        try:
             self._writer(topic)
+        except LogFull as exc:
+            log.error("log.full topic=%s error=%s", topic, exc)
 
     def _writer(self, topic: str) -> PartitionWriter | SpoolWriter:
         writer = self._writers.get(topic)
