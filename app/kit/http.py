@@ -181,7 +181,7 @@ def describe(errors: Any) -> str:
     """Return what pydantic found wrong as one sentence a person can act on: where, what, and what was given."""
     parts = []
     for error in list(errors)[:5]:
-        if error["type"] == "json_invalid":
+        if error["type"] == "json_invalid" and len(error["loc"]) == 2:  # the body itself, not a text in a form
             parts.append(f"The body is no JSON: {error['ctx']['error']} at character {error['loc'][-1]}")
             continue
         place = ".".join(str(x) for x in error["loc"] if x not in ("body", "query", "path", "form")) or "body"

@@ -23,3 +23,13 @@ async def test_a_field_of_the_wrong_kind_is_named(ann: httpx.AsyncClient) -> Non
 
     assert answer.status_code == 400
     assert answer.json()["msg"].startswith("workspace_name: ")
+
+
+async def test_a_part_of_a_form_that_is_no_json_is_a_400_too(ann: httpx.AsyncClient) -> None:
+    files = {"file": ("a.zip", b"PK"), "metadata": (None, b"{")}
+
+    for path in ("orchestration/upload", "models/upload"):
+        answer = await ann.post(f"/v1/api/{path}", files=files)
+
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid")
+        assert "JSON" in answer.json()["msg"]
