@@ -33,7 +33,12 @@ CLIENTS = 12
 class Load:
     """Clients that ask without a pause and note which of their questions were answered."""
 
-    def __init__(self, port: int, ids: itertools.count[int]) -> None:
+    def __init__(
+        self, port: int, ids: itertools.count[int], *, path: str = "/pipelines/fraud", token: str = "", width: int = 3
+    ) -> None:
+        self.path = path
+        self.token = token
+        self.width = width
         self.answered: list[int] = []
         self.asked: list[int] = []
         self._ids = ids
@@ -50,10 +55,10 @@ class Load:
                     with self._lock:
                         ids = [next(self._ids) for _ in range(1 + number % 3)]
                     self.asked += ids
-                    body = json.dumps([{"tensor": [float(i), 0.0, 0.0]} for i in ids]).encode()
+                    body = json.dumps([{"tensor": [float(i), *[0.0] * (self.width - 1)]} for i in ids]).encode()
                     connection.sendall(
-                        b"POST /pipelines/fraud HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                        b"Content-Length: %d\r\n\r\n" % len(body) + body
+                        b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %b\r\n"
+                        b"Content-Length: %d\r\n\r\n" % (self.path.encode(), self.token.encode(), len(body)) + body
                     )
                     status = file.readline()
                     length = 0
