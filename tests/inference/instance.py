@@ -159,20 +159,27 @@ class Instance:
 
         def ready() -> dict[str, Any] | None:
             versions = self.call("models/list_versions", {"model_id": name, "models_pk_id": 0}).json()
-            mine = max((v for v in versions if v["model_id"] == name), key=lambda v: v["models_pk_id"])
+            mine = max((v for v in versions if v["model_id"] == name), key=lambda v: v["id"])
             assert mine["status"] != "error", mine
             return mine if mine["status"] == "ready" else None
 
         found = eventually(ready)
         return {"name": name, "version": found["model_version"], "sha": found["sha"]}
 
+    def configure(self, model: dict[str, Any], **config: Any) -> dict[str, Any]:
+        """Configure an uploaded model; returns the model, as steps name it."""
+        versions = self.call("models/list_versions", {"model_id": model["name"], "models_pk_id": 0}).json()
+        number = next(v["id"] for v in versions if v["model_version"] == model["version"])
+        self.call("models/insert_model_config", {"model_version_id": number, **config})
+        return model
+
     def deploy(self, pipeline: str, model: dict[str, Any], **config: Any) -> Deployed:
         """Make a version of `pipeline` that runs `model`, deploy it and wait until it runs."""
-        definition = {"steps": [{"ModelInference": {"models": [model]}}]}
-        version = self.call(
-            "pipelines/create",
-            {"pipeline_id": pipeline, "workspace_id": self.workspace, "definition": definition},
-        ).json()["pipeline_variant_pk_id"]
+        return self.deploy_steps(pipeline, [{"ModelInference": {"models": [model]}}], **config)
+
+    def deploy_steps(self, pipeline: str, steps: list[dict[str, Any]], **config: Any) -> Deployed:
+        """Make a version of `pipeline` of these steps, deploy it and wait until it runs."""
+        version = self.version_of(pipeline, steps)
         began = time.monotonic()
         body = {"deploy_id": pipeline, "pipeline_version_pk_id": version, "engine_config": config}
         number = self.call("pipelines/deploy", body).json()["id"]
@@ -182,6 +189,16 @@ class Instance:
             "admin/get_pipeline_external_url", {"workspace_id": self.workspace, "pipeline_name": pipeline}
         ).json()["url"]
         return Deployed(number, url, took)
+
+    def undeploy(self, deployed: Deployed) -> None:
+        """Ask for a deployment's end, without waiting for it."""
+        self.call("pipelines/undeploy", {"deployment_id": deployed.id})
+
+    def version_of(self, pipeline: str, steps: list[dict[str, Any]]) -> int:
+        """Make a version of `pipeline` of these steps; returns its number."""
+        body = {"pipeline_id": pipeline, "workspace_id": self.workspace, "definition": {"steps": steps}}
+        number: int = self.call("pipelines/create", body).json()["pipeline_variant_pk_id"]
+        return number
 
     def status(self, name: str) -> str:
         answer = httpx.post(f"{self.base}/v1/api/status/get_deployment", json={"name": name}, headers=self.headers)
