@@ -356,11 +356,18 @@ class PartitionWriter:
     def sync(self) -> None:
         """Flush, and wait until the records are on the disk itself."""
         self.flush()
-        with self._wake:
-            behind = list(self._full)
-        for segment in [*behind, self._active]:
+        self.sync_flushed()
+
+    def sync_flushed(self) -> int:
+        """Wait until what was flushed so far is on the disk itself, and return the position after its last row."""
+        with self._lock:
+            end = self._end
+            with self._wake:
+                segments = [*self._full, self._active]
+        for segment in segments:
             if segment is not None:
                 segment.sync()
+        return end
 
     def seal(self) -> None:
         """Flush and end the current segment now, instead of when it is full."""

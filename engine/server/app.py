@@ -285,6 +285,7 @@ class EngineApp:
         """Return the metrics of this process."""
         self.metrics.set("potoroo_engine_queue_depth", "", self.desk.depth)
         self.metrics.set("potoroo_engine_connections", "", len(self.listener.connections))
+        self.logs.measure()
         if self.poll is not None:
             self.metrics.set("potoroo_engine_access_age_seconds", "", time.time() - self.poll.refreshed_at)
         return self.metrics.snapshot()

@@ -135,6 +135,14 @@ class Logs:
             raise RecordsLost(str(exc)) from exc
         self._metrics.add("potoroo_engine_log_dropped_rows_total", labels(topic=topic), rows)
 
+    def measure(self) -> None:
+        """Bring the metrics of spools up to date."""
+        for topic, writer in self._writers.items():
+            if isinstance(writer, SpoolWriter):
+                label_set = labels(topic=topic)
+                self._metrics.set("potoroo_engine_log_waiting_rows", label_set, writer.waiting_rows)
+                self._metrics.set("potoroo_engine_log_rejected_rows_total", label_set, writer.rows_rejected)
+
     def close(self) -> None:
         """Flush and let go of all partitions."""
         for writer in self._writers.values():

@@ -29,6 +29,8 @@ HELP: dict[str, tuple[str, str]] = {
     "potoroo_engine_refusals_total": ("counter", "Requests refused, by reason."),
     "potoroo_engine_log_rows_total": ("counter", "Rows handed to the inference log."),
     "potoroo_engine_log_dropped_rows_total": ("counter", "Rows answered whose record could not be kept."),
+    "potoroo_engine_log_waiting_rows": ("gauge", "Rows that wait for a log store on another machine."),
+    "potoroo_engine_log_rejected_rows_total": ("counter", "Rows that a log store on another machine refused for good."),
     "potoroo_engine_access_age_seconds": ("gauge", "Seconds since the access document was fetched."),
 }
 

@@ -158,6 +158,40 @@ def test_a_lost_spool_begins_with_higher_numbers(tmp_path: Path, store: Store) -
     assert all_ids(store.root) == list(range(20))
 
 
+def test_a_spool_whose_records_were_lost_begins_with_higher_numbers(tmp_path: Path, store: Store) -> None:
+    with spool(tmp_path, store) as writer:
+        put(writer, range(10))
+        eventually(lambda: writer.waiting_rows == 0)
+    (lost,) = (tmp_path / "spool").rglob("*.log")
+    lost.unlink()
+
+    with spool(tmp_path, store) as writer:
+        put(writer, range(10, 15))
+        eventually(lambda: writer.waiting_rows == 0)
+
+    assert all_ids(store.root) == list(range(15))
+
+
+def test_what_is_sent_is_on_the_disk_before(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, int]] = []
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        real(fd)
+        if "spool" in os.readlink(f"/proc/self/fd/{fd}"):
+            synced.append((store.posts, os.fstat(fd).st_size))
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with spool(tmp_path, store, fsync_interval_s=3600.0) as writer:
+        for n in range(3):
+            put(writer, range(n * 10, n * 10 + 10))
+            size = next((tmp_path / "spool").rglob("*.log")).stat().st_size
+            eventually(lambda writer=writer: writer.waiting_rows == 0)
+            assert (n, size) in synced
+
+    assert store.posts == 3
+
+
 def test_the_limit_refuses_records_until_some_have_left(tmp_path: Path, store: Store) -> None:
     store.is_away = True
     kept: list[int] = []
