@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI
@@ -164,8 +167,14 @@ def create_app(context: Context, roles: Sequence[str] = ALL_ROLES) -> FastAPI:
     routers = GATEWAY_ROUTERS if tuple(roles) == ("gateway",) else ROUTERS
     for router in routers:
         api.include_router(router)
-    api.openapi = lambda: docs.document(api, routers, CHECKS)  # type: ignore[method-assign]
+    api.openapi = lambda: docs.document(api, routers, CHECKS, examples())  # type: ignore[method-assign]
     return api
+
+
+def examples() -> dict[str, dict[str, Any]]:
+    """Return what requests and answers look like, by method and path."""
+    found: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "examples.json").read_bytes())
+    return found
 
 
 async def keep_running(context: Context, name: str, loop: Loop) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _KINDS = {
     "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
     "favicon-32x32.png": "image/png",
 }
+_EXAMPLE_KINDS = {"application/json", "multipart/form-data"}
 _ERRORS = {str(status) for status in ERRORS}
 _SCRIPT = f"""
 SwaggerUIBundle({{
@@ -94,10 +95,38 @@ def checks_caller(route: APIRoute, checks: Iterable[Any]) -> bool:
     return not set(checks).isdisjoint(calls(route.dependant))
 
 
-def document(api: FastAPI, routers: list[APIRouter], checks: Iterable[Any]) -> dict[str, Any]:
+def _hoist(node: Any, schemas: dict[str, Any]) -> None:
+    """Move definitions that stand within a schema to `schemas`: references start at the document's root."""
+    for inner in list(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()):
+        _hoist(inner, schemas)
+    if isinstance(node, dict):
+        schemas.update(node.pop("$defs", {}))
+        name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+        if "/" not in name and name:
+            node["$ref"] = f"#/components/schemas/{name}"
+
+
+def _show(operation: dict[str, Any], example: Mapping[str, Any]) -> None:
+    """Put an example into an operation, where it has none of its own."""
+    bodies = [("request", operation.get("requestBody", {}))]
+    bodies += [("response", a) for status, a in operation.get("responses", {}).items() if status.startswith("2")]
+    for part, body in bodies:
+        for kind, content in body.get("content", {}).items():
+            if (
+                part in example
+                and kind.partition(";")[0] in _EXAMPLE_KINDS
+                and not {"example", "examples"} & set(content)
+            ):
+                content["example"] = example[part]
+
+
+def document(
+    api: FastAPI, routers: list[APIRouter], checks: Iterable[Any], examples: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return the OpenAPI document: which routes need a token is read off their dependencies.
 
-    FastAPI's own 422 is left out: no such answer leaves this server.
+    `examples` has by method and path what a request and its answer look like. FastAPI's own 422 is left out: no such
+    answer leaves this server.
     """
     if api.openapi_schema is not None:
         return api.openapi_schema
@@ -113,6 +142,7 @@ def document(api: FastAPI, routers: list[APIRouter], checks: Iterable[Any]) -> d
     for path, item in made["paths"].items():
         for method, operation in item.items():
             operation.get("responses", {}).pop("422", None)
+            _show(operation, examples.get(f"{method.upper()} {path}", {}))
             for status, answer in operation.get("responses", {}).items():
                 if (
                     status in _ERRORS and len(answer.get("content", {})) == 1
@@ -125,6 +155,7 @@ def document(api: FastAPI, routers: list[APIRouter], checks: Iterable[Any]) -> d
                     if "schemas/ErrorBody" in str(operation["responses"].get(status)):
                         del operation["responses"][status]
     components = made.setdefault("components", {})
+    _hoist(made["paths"], components.setdefault("schemas", {}))
     for unused in ("HTTPValidationError", "ValidationError"):
         components.get("schemas", {}).pop(unused, None)
     components["securitySchemes"] = {
