@@ -64,8 +64,10 @@ def bins_of(ordered: Numbers, statistics: Statistics, spec: Summarizer) -> Bins:
     """Return the bins of a baseline, given its finite values in ascending order."""
     n = spec.num_bins
     match spec.bin_mode, spec.generation:
-        case BinMode.NONE, _:
+        case BinMode.NONE, Generation.V1:
             return Bins((), (), has_left_outlier=False)
+        case BinMode.NONE, _:
+            return Bins((), ("all",), has_left_outlier=False)
         case BinMode.QUANTILE, Generation.V1:
             names = [f"q_{100 * k // n}" for k in range(1, n + 1)]
             return Bins(_ranked(ordered, n), ("left_outlier", *names, "right_outlier"), has_left_outlier=True)

@@ -79,7 +79,7 @@ class Summarizer:
     def bin_count(self) -> int:
         """Return how many bins a column gets, outliers included."""
         if self.bin_mode is BinMode.NONE:
-            return 0
+            return 0 if self.generation is Generation.V1 else 1  # clients of the second read the last edge of any
         if self.generation is Generation.V1:
             return self.num_bins + 2
         if self.bin_mode is BinMode.PROVIDED:

@@ -34,7 +34,7 @@ def summarize(values: Numbers, spec: Summarizer) -> Summary:
         raise NoFiniteValues("The baseline holds no finite value.")
     statistics = describe(ordered, is_sorted=len(finite) == len(ordered))
     bins = bins_of(finite, statistics, spec)
-    return Summary(statistics, bins, _aggregate(ordered, statistics, bins, spec.aggregation), spec.aggregation)
+    return Summary(statistics, bins, _aggregate(ordered, statistics, bins, spec), spec.aggregation)
 
 
 def summarize_window(values: Numbers, bins: Bins, spec: Summarizer) -> Summary:
@@ -45,7 +45,7 @@ def summarize_window(values: Numbers, bins: Bins, spec: Summarizer) -> Summary:
     statistics = describe(values)
     if spec.aggregation is Aggregation.EDGES and spec.bin_mode is not BinMode.NONE:
         return Summary(statistics, bins, summarize(values, spec).aggregated, spec.aggregation)
-    return Summary(statistics, bins, _aggregate(values, statistics, bins, spec.aggregation), spec.aggregation)
+    return Summary(statistics, bins, _aggregate(values, statistics, bins, spec), spec.aggregation)
 
 
 def shares(counts: Sequence[int]) -> tuple[float, ...]:
@@ -54,10 +54,10 @@ def shares(counts: Sequence[int]) -> tuple[float, ...]:
     return tuple(count / total for count in counts) if total else tuple(0.0 for _ in counts)
 
 
-def _aggregate(values: Numbers, statistics: Statistics, bins: Bins, aggregation: Aggregation) -> tuple[float, ...]:
+def _aggregate(values: Numbers, statistics: Statistics, bins: Bins, spec: Summarizer) -> tuple[float, ...]:
     if not len(bins):
         return ()
-    if aggregation is Aggregation.EDGES:
+    if spec.aggregation is Aggregation.EDGES and spec.bin_mode is not BinMode.NONE:
         return (*bins.edges, statistics.max)  # the open bin ends, on a chart, where the data do
     densities = shares(bins.count(values))
-    return densities if aggregation is Aggregation.DENSITY else tuple(accumulate(densities))
+    return tuple(accumulate(densities)) if spec.aggregation is Aggregation.CUMULATIVE else densities

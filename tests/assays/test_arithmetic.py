@@ -67,7 +67,7 @@ def test_densities_add_up_to_one(values, spec):
     summary = summarize(values, spec)
 
     assert len(summary.aggregated) == len(summary.bins) == spec.bin_count
-    assert spec.bin_mode is BinMode.NONE or math.isclose(sum(summary.aggregated), 1)
+    assert spec.bin_count == 0 or math.isclose(sum(summary.aggregated), 1)
     assert all(0 <= share <= 1 for share in summary.aggregated)
 
 
@@ -79,7 +79,18 @@ def test_a_score_is_never_below_zero_and_always_finite(baseline, window, spec):
 
     assert 0 <= result.score < math.inf
     assert all(0 <= each < math.inf for each in result.scores)
-    assert (result.bin_index is not None) == (spec.metric is Metric.MAX_DIFF and spec.bin_mode is not BinMode.NONE)
+    assert (result.bin_index is not None) == (spec.metric is Metric.MAX_DIFF and spec.bin_count > 0)
+
+
+@given(columns(), columns(), st.sampled_from(Aggregation), st.sampled_from(Metric), st.sampled_from(Generation))
+def test_without_bins_any_two_columns_score_zero(baseline, window, aggregation, metric, generation):
+    spec = Summarizer(BinMode.NONE, aggregation=aggregation, metric=metric, generation=generation)
+    base = summarize(baseline, spec)
+
+    result = score(base.aggregated, summarize_window(window, base.bins, spec).aggregated, spec)
+
+    assert result.score == 0
+    assert len(result.scores) == (0 if generation is Generation.V1 else 1)
 
 
 @given(columns(), specs(), st.sampled_from(Aggregation))

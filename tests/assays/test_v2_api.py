@@ -98,7 +98,7 @@ async def test_a_vector_has_no_dates_and_needs_no_target(ann: httpx.AsyncClient,
         ({"Quantile": 4}, 4),
         ({"QuantileWithExplicitOutliers": 4}, 6),
         ({"Provided": [12.0, 13.0]}, 3),
-        ("None", 0),
+        ("None", 1),
     ],
 )
 async def test_every_bin_mode_gives_lists_of_one_length(
