@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import uuid
 import warnings
@@ -65,6 +66,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> It
     yield url
     if server is not None:
         server.stop()
+        shutil.rmtree(folder)
     else:
         with psycopg.connect(db.plain_url(given), autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

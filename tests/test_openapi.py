@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.inference.instance import Instance
+from tests.inference.instance import Instance, running
 
 pytestmark = [pytest.mark.api_fuzz, pytest.mark.slow, pytest.mark.server]
 
@@ -19,14 +19,8 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 @pytest.fixture(scope="module")
 def instance() -> Iterator[Instance]:
-    # A short path: a Unix socket's name has room for about a hundred characters.
-    running = Instance(Path(tempfile.mkdtemp(prefix="potoroo-api-")))
-    try:
-        running.start()
-        running.sign_in()
-        yield running
-    finally:
-        running.stop_everything()
+    with tempfile.TemporaryDirectory(prefix="potoroo-") as folder:
+        yield from running(Path(folder) / "home")
 
 
 @pytest.mark.parametrize(("phase", "budget_s"), [("fuzzing", 90), ("coverage", 90)])
