@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each batch that leaves a spool says nothing
     from engine.contract.deployment import load_document
 
     try:
