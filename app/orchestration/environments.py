@@ -17,6 +17,18 @@ from pathlib import Path
 
 from app.settings import Settings
 
+_SDK_PIN = re.compile(r"^\s*wallaroo\s*==\s*(\d{4}\.\d+)", re.MULTILINE | re.IGNORECASE)
+_NAME = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
+_WITH_BUILDS = (
+    *("matplotlib==3.6.3", "numpy==1.23.5", "orjson>=3.8.5", "pandas==1.5.3", "pyyaml==6.0.1", "requests==2.28.2"),
+    *("scipy>=1.10,<1.12", "urllib3<2"),
+)
+_OVERRIDES: dict[str, tuple[str, ...]] = {
+    "2023.2": (*_WITH_BUILDS, "pyarrow==10.0.1"),
+    "2023.3": (*_WITH_BUILDS, "pyarrow==10.0.1"),
+    "2023.4": (*_WITH_BUILDS, "pyarrow==12.0.1"),
+}
+"""Nearest versions with builds for this Python, by releases of the SDK whose own pins have none."""
 _NAMES_SDK = re.compile(r"^\s*wallaroo\s*([=<>!~\[;@ ]|$)", re.MULTILINE | re.IGNORECASE)
 _PASSED_ON = (
     *("PATH", "HOME", "LANG", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"),
@@ -36,11 +48,26 @@ def requirements_of(settings: Settings, own: str) -> str:
     return lines.strip() + "\n"
 
 
+def overrides_of(requirements: str) -> tuple[str, ...]:
+    """Return what to install in place of the SDK's own pins, where those have no builds for this Python.
+
+    What the bundle itself asks for stands: an override counts for the SDK's pins, not for the bundle's.
+    """
+    pin = _SDK_PIN.search(requirements)
+    loose = _OVERRIDES.get(pin[1], ()) if pin else ()
+    own = {_name(line): line.strip() for line in requirements.splitlines() if _name(line)}
+    return tuple(own.get(_name(line), line) for line in loose)
+
+
+def _name(requirement: str) -> str:
+    found = _NAME.match(requirement)
+    return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
+
+
 def name_of(requirements: str) -> str:
     """Return the hash that names the environment of `requirements` on this Python."""
-    said = json.dumps(
-        [sys.version_info[:3], sorted(line.strip() for line in requirements.splitlines() if line.strip())]
-    )
+    lines = sorted(line.strip() for line in requirements.splitlines() if line.strip())
+    said = json.dumps([sys.version_info[:3], lines, *filter(None, [overrides_of(requirements)])])
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
@@ -97,6 +124,11 @@ async def _make(settings: Settings, folder: Path, requirements: str, say: Callab
         return
     listed = folder / "requirements.txt"
     listed.write_text(requirements)
+    if uv and (overrides := overrides_of(requirements)):
+        replaced = folder / "overrides.txt"
+        replaced.write_text("\n".join(overrides) + "\n")
+        install += ["--override", str(replaced)]
+        say(f"Nearest builds for this Python stand in for pins of the SDK: {', '.join(overrides)}")
     if settings.package_wheels is not None:
         install += ["--no-index", "--find-links", str(settings.package_wheels)]
     await _run([*install, "-r", str(listed)], settings, say)

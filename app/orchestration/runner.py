@@ -200,6 +200,7 @@ class Runner:
 
     def run(self) -> dict[str, Any]:
         """Run the task to its end and return how it ended."""
+        self.say("Setting up task run...")
         self.say("Task environment ready. Running...")
         started = time.monotonic()
         self.child = subprocess.Popen(  # noqa: S603 - running the user's code is what this program is for
