@@ -20,6 +20,7 @@ from app.errors import CommandFailed
 from app.identity import cli as identity
 from app.logs.cli import logs
 from app.settings import Settings
+from engine.contract.lean import without_pandas
 
 cli = typer.Typer(
     name="potoroo",
@@ -89,6 +90,7 @@ def run_roles(settings: Settings, roles: Sequence[str]) -> None:
     from app.kit import logging
 
     logging.configure(settings)
+    without_pandas()
     with sole_owner(settings.home) if len(roles) > 1 else _nothing(), database(settings) as url:
         uvloop.run(_serve(settings, url, roles))
 

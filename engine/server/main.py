@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from engine.contract.lean import without_pandas
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -25,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    without_pandas()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
