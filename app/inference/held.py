@@ -20,6 +20,9 @@ _TCP_INFO_BYTES = 104
 _STATE_CLOSING = frozenset({4, 5, 6, 7, 8, 9, 11})
 """Every state but ESTABLISHED and those before it: one side has said good-bye."""
 
+_Ends = tuple[object, object]
+"""Addresses of a connection's two ends."""
+
 
 class Held:
     """Connections that engines serve, by the engine's socket path."""
@@ -28,8 +31,8 @@ class Held:
         self._rescue = rescue
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self._by_fd: dict[int, tuple[str, socket.socket]] = {}
-        self._by_peer: dict[tuple[object, object], int] = {}
+        self._by_fd: dict[int, tuple[str, socket.socket, _Ends]] = {}
+        self._by_peer: dict[_Ends, int] = {}
         self._loop.add_reader(self._epoll.fileno(), self._on_hang_ups)
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)
 
@@ -39,13 +42,13 @@ class Held:
     def keep(self, path: str, sock: socket.socket) -> None:
         """Hold a connection that the engine at `path` serves from now on, until the client leaves."""
         try:
-            peer = sock.getpeername(), sock.getsockname()
+            ends = sock.getpeername(), sock.getsockname()
             self._epoll.register(sock.fileno(), select.EPOLLRDHUP | select.EPOLLONESHOT)
         except OSError:  # the client left already
             sock.close()
             return
-        self._by_fd[sock.fileno()] = path, sock
-        self._by_peer[peer] = sock.fileno()
+        self._by_fd[sock.fileno()] = path, sock, ends
+        self._by_peer[ends] = sock.fileno()
 
     def forget_twin(self, sock: socket.socket) -> None:
         """Let go of our hold on a connection that came back from its engine as `sock`."""
@@ -56,7 +59,7 @@ class Held:
 
     def engine_lost(self, path: str) -> None:
         """Look after the clients of an engine that is gone."""
-        for descriptor in [fd for fd, (held_by, _) in self._by_fd.items() if held_by == path]:
+        for descriptor in [fd for fd, (held_by, _, _) in self._by_fd.items() if held_by == path]:
             sock = self._drop(descriptor, close=False)
             self._rescue(sock, is_waiting(sock))
 
@@ -69,10 +72,9 @@ class Held:
         self._epoll.close()
 
     def _drop(self, descriptor: int, *, close: bool = True) -> socket.socket:
-        _, sock = self._by_fd.pop(descriptor)
-        for peer, fd in [item for item in self._by_peer.items() if item[1] == descriptor]:
-            del self._by_peer[peer]
-            assert fd == descriptor  # noqa: S101
+        _, sock, ends = self._by_fd.pop(descriptor)
+        if self._by_peer.get(ends) == descriptor:
+            del self._by_peer[ends]
         with contextlib.suppress(OSError):
             self._epoll.unregister(descriptor)
         if close:
