@@ -13,6 +13,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+SHARED = ("onnxruntime==1.32.0", "numpy==2.4.6")
+"""What every peer runs the model with."""
 _MLSERVER = """
 import onnxruntime
 from mlserver import MLModel
@@ -111,7 +113,7 @@ def known_peers() -> list[Peer]:
     return [
         Peer(
             "MLServer",
-            ["mlserver", "onnxruntime"],
+            ["mlserver==1.7.1", *SHARED],
             {
                 "runtime.py": _MLSERVER,
                 "settings.json": json.dumps(
@@ -132,7 +134,7 @@ def known_peers() -> list[Peer]:
         ),
         Peer(
             "KServe Python server",
-            ["kserve", "onnxruntime", "setuptools<81"],
+            ["kserve==0.21.0", *SHARED, "setuptools<81"],
             {"server.py": _KSERVE},
             ["{bin}/python", "server.py", "{port}"],
             "/v2/models/bench/infer",
@@ -141,7 +143,7 @@ def known_peers() -> list[Peer]:
         ),
         Peer(
             "BentoML",
-            ["bentoml", "onnxruntime"],
+            ["bentoml==1.4.40", *SHARED],
             {"service.py": _BENTOML},
             ["{bin}/bentoml", "serve", "service:Bench", "--port", "{port}"],
             "/infer",
@@ -165,7 +167,10 @@ def install(peer: Peer, folder: Path) -> None:
         peer.reason = "pip could not install it: " + done.stderr.strip().splitlines()[-1][:200]
         return
     shown = subprocess.run(
-        [str(venv / "bin" / "pip"), "show", peer.requirements[0]], capture_output=True, text=True, check=True
+        [str(venv / "bin" / "pip"), "show", peer.requirements[0].partition("==")[0]],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     peer.version = next(line.split()[1] for line in shown.stdout.splitlines() if line.startswith("Version:"))
 

@@ -124,6 +124,7 @@ class Instance:
             f"{self.base}/auth/realms/master/protocol/openid-connect/token",
             auth=(creds["confidentialClient"], creds["confidentialPassword"]),
             data={"grant_type": "password", "username": creds["username"], "password": creds["password"]},
+            timeout=30,
         )
         self.token = answer.raise_for_status().json()["access_token"]
         name = f"lab-{uuid.uuid4().hex[:6]}"
