@@ -1,4 +1,7 @@
-"""Measure the log store: `python -m bench.logs [--rows 10000000] [--folder …]`.
+"""Measure the log store: `python -m bench.logs [--rows 10000000] [--folder FOLDER] [--cold] [--out FILE]`.
+
+Needs about 300 bytes of disk a row, and starts a server of its own for what goes through HTTP. `--out` writes the
+figures as a section of a Markdown page.
 
 Prints medians of the time on the clock and, behind it, of the processor's time alone: on a machine that is shared with
 others the second says more. The records are those of a fraud model: 29 numbers in, one out, metadata.
@@ -7,14 +10,20 @@ others the second says more. The records are those of a fraud model: 29 numbers 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import random
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 
@@ -23,8 +32,11 @@ from engine.logs.ordered import read_ordered
 from engine.logs.query import Order, Status, TimeRange, read_page, scan
 from engine.logs.store import LogStore
 from engine.logs.writer import PartitionWriter
+from tests.inference.instance import Instance
 
-TOPIC = "bench"
+TOPIC = "workspace-1-pipeline-bench-inference"
+PARTITION = "engine-6d5f-abcde"
+ARROW = "application/vnd.apache.arrow.file"
 MONTH_MS = 30 * 86_400_000
 FLOATS = pa.list_(pa.field("inner", pa.float32(), nullable=False))
 METADATA = pa.struct(
@@ -64,7 +76,7 @@ def records(rows: int, first_ms: int, step_ms: float) -> pa.RecordBatch:
                 "pipeline_version": "0b989008-5f1d-453e-8085-98d97be1b722",
                 "elapsed": [53_101, 318_104],
                 "dropped": [],
-                "partition": "engine-6d5f-abcde",
+                "partition": PARTITION,
             }
         ]
         * rows,
@@ -115,7 +127,11 @@ def file_of(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
+figures: list[tuple[str, str, str]] = []
+
+
 def say(what: str, value: str, aim: str = "") -> None:
+    figures.append((what, value, aim))
     print(f"{what:<66} {value:>30}   {aim}", flush=True)
 
 
@@ -170,7 +186,7 @@ def fill(folder: Path, rows: int) -> Rate:
     base = records(1000, 0, step)
     rate = Rate()
     rate.start()
-    with PartitionWriter(folder, TOPIC, "engine-6d5f-abcde") as writer:
+    with PartitionWriter(folder, TOPIC, PARTITION) as writer:
         for first in range(0, rows, 1000):
             times = (first * step + np.arange(1000) * step).astype(np.int64)
             column = pa.Array.from_buffers(pa.int64(), 1000, [None, pa.py_buffer(times)])
@@ -206,7 +222,7 @@ def measure_reads(folder: Path, rows: int, label: str) -> None:
     say(f"{label}: a new process's first look", taken)
 
     def a_range() -> None:
-        at = {"engine-6d5f-abcde": rnd.randrange(rows - 10_000)}
+        at = {PARTITION: rnd.randrange(rows - 10_000)}
         assert file_of(read_page(store, TOPIC, page_size=10_000, positions=at).table).size
 
     taken = median_ms(a_range)
@@ -223,12 +239,150 @@ def measure_reads(folder: Path, rows: int, label: str) -> None:
     say(f"{label}: one column of one day ({rows // 30:,} rows)", taken)
 
 
+PAGER = """
+import json, sys
+from engine.logs.query import Order, read_page
+from engine.logs.store import LogStore
+
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.endswith(" kB")}
+    return found["RssAnon"], found["VmRSS"]
+
+store = LogStore(sys.argv[1])
+positions, rows, most = {}, 0, [0.0, 0.0]
+read_page(store, sys.argv[2], page_size=10_000)
+before = resident()
+while True:
+    page = read_page(store, sys.argv[2], order=Order(sys.argv[3]), page_size=10_000, positions=positions)
+    if not page.table.num_rows:
+        break
+    rows += page.table.num_rows
+    positions = page.next
+    most = [max(pair) for pair in zip(most, resident())]
+print(json.dumps({"rows": rows, "own": most[0] - before[0], "all": most[1] - before[1]}))
+"""
+
+
+def measure_pager(folder: Path, rows: int, order: Order) -> None:
+    """Page through everything in a process of its own, and see how much memory that takes."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PAGER, str(folder), TOPIC, str(order)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(ran.stdout)
+    assert found["rows"] == rows, found
+    value = f"{found['own']:.0f} MiB; mapped files included {found['all']:.0f} MiB"
+    say(f"memory of a reader that pages through all {rows:,} rows, {order}", value, "bounded by its page")
+
+
+def iso(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat()
+
+
+class Api:
+    """The log through a server of our own."""
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        os.environ["POTOROO_LOG_URL"] = str(folder)
+        self.instance = Instance(home)
+
+    def __enter__(self) -> Api:
+        try:
+            self.instance.start()
+            self.instance.sign_in()
+            definition = {"steps": []}
+            body = {"pipeline_id": "bench", "workspace_id": self.instance.workspace, "definition": definition}
+            self.instance.call("pipelines/create", body)
+            asked = {"workspace_id": self.instance.workspace, "pipeline_name": "bench"}
+            assert self.instance.call("plateau/get_topic_name", asked).json() == {"topic_name": TOPIC}
+        except BaseException:
+            self.instance.stop_everything()
+            raise
+        self.client = httpx.Client(base_url=self.instance.base, headers=self.instance.headers, timeout=60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.instance.stop_everything()
+
+    def records(self, positions: dict[str, int], **query: object) -> tuple[int, str, dict[str, int]]:
+        """Return the rows, the status and the positions of a page."""
+        answer = self.client.post(
+            f"/v1/logs/topic/{TOPIC}/records", params=query, json=positions, headers={"accept": ARROW}
+        )
+        schema = pa.ipc.open_file(answer.raise_for_status().content)
+        rows = sum(schema.get_batch(i).num_rows for i in range(schema.num_record_batches))
+        if not rows:
+            return 0, "All", positions
+        status = json.loads(schema.schema.metadata[b"status"])
+        return rows, status["status"], status["next"]
+
+    def hour(self, start_ms: int) -> int:
+        """Read an hour as exports do: page by page of a range of time."""
+        span = {"time.start": iso(start_ms), "time.end": iso(start_ms + 3_599_999)}
+        rows, positions, status = 0, {}, ""
+        while status != "All":
+            more, status, positions = self.records(positions, page_size=10_000, **span)
+            rows += more
+        return rows
+
+    def hour_in_order(self, start_ms: int) -> int:
+        """Read an hour in the order of time, by cursor."""
+        asked = {
+            "pipeline_name": "bench", "workspace_id": self.instance.workspace, "page_size": 10_000, "order": "Asc",
+            "start_time": iso(start_ms), "end_time": iso(start_ms + 3_599_999),
+        }  # fmt: skip
+        rows, cursor = 0, None
+        while True:
+            answer = self.client.post(
+                "/v1/api/pipelines/get_logs", json=asked | {"cursor": cursor}, headers={"accept": ARROW}
+            )
+            rows += pa.ipc.open_file(answer.raise_for_status().content).read_all().num_rows
+            cursor = answer.headers.get("x-iteration-cursor")
+            if cursor is None:
+                return rows
+
+
+def measure_http(home: Path, folder: Path, rows: int, label: str) -> None:
+    rnd = random.Random(7)
+    with Api(home, folder) as api:
+        per_hour = api.hour(36_000_000)
+        assert abs(per_hour - rows / 720) <= 2, per_hour
+        assert api.hour_in_order(36_000_000) == per_hour
+        some_hour: Callable[[], int] = lambda: rnd.randrange(MONTH_MS - 3_600_000)  # noqa: E731
+        taken = median_ms(lambda: api.hour(some_hour()))
+        say(f"{label}: one hour of a month ({per_hour:,} rows) over HTTP, Arrow", taken, "aim 50 ms")
+        taken = median_ms(lambda: api.hour_in_order(some_hour()))
+        say(f"{label}: the same hour by get_logs, in the order of time", taken, "aim 50 ms")
+        taken = median_ms(lambda: api.records({}, page_size=1000, order="desc"))
+        say(f"{label}: newest 1,000 of {rows:,} over HTTP, Arrow", taken)
+
+
+def section(rows: int) -> str:
+    """Return the figures as a section of a Markdown page."""
+    lines = [
+        "## Log store",
+        "",
+        f"Written by `python -m bench.logs --rows {rows}`. A record has 29 numbers in, one out and metadata. Times are "
+        "medians by the clock; in brackets the processor's time of the measuring process alone.",
+        f"Load average while measuring {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, pyarrow {pa.__version__}, "
+        f"Python {sys.version.split()[0]}, {time.strftime('%Y-%m-%d', time.gmtime())}.",
+        "",
+        "| what | measured | aim |",
+        "| --- | --- | --- |",
+        *(f"| {what} | {value} | {aim} |" for what, value, aim in figures),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--cold", action="store_true", help="measure Parquet, too")
+    parser.add_argument("--out", type=Path, help="write the figures to this file, as a section in Markdown")
     options = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="bench-"))  # a short path: a Unix socket's name has little room
     folder = Path(tempfile.mkdtemp(prefix="bench-logs-", dir=options.folder))
     try:
         for group in (64, 1000):
@@ -245,6 +399,9 @@ def main() -> None:
         rate = fill(folder, options.rows)
         say(f"fill {options.rows:,} rows, seals included", str(rate))
         measure_reads(folder, options.rows, "hot")
+        for order in Order:
+            measure_pager(folder, options.rows, order)
+        measure_http(home / "hot", folder, options.rows, "hot")
         if options.cold:
             start = time.perf_counter()
             report = maintain_topic(folder, TOPIC, Policy(cold_after_s=0, grace_s=0), now=time.time() + 1)
@@ -252,8 +409,12 @@ def main() -> None:
             size = LogStore(folder).describe(TOPIC).size_bytes
             say("bytes a row afterwards", f"{size / options.rows:.0f}")
             measure_reads(folder, options.rows, "cold")
+            measure_http(home / "cold", folder, options.rows, "cold")
+        if options.out is not None:
+            options.out.write_text(section(options.rows))
     finally:
         shutil.rmtree(folder)
+        shutil.rmtree(home)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -89,6 +90,34 @@ class _SealedSegment:
         return self._schemas[number]
 
 
+class _Touched:
+    """The maps that were read lately. They are let go together, so that who pages through a large log does not keep
+    all of it in its process.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._size = 0
+        self._maps: weakref.WeakSet[MappedSegment] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, segment: MappedSegment, size: int) -> None:
+        """Take note of a read."""
+        with self._lock:
+            self._maps.add(segment)
+            self._size += size
+            if self._size < self._limit_bytes:
+                return
+            maps = list(self._maps)
+            self._maps.clear()
+            self._size = 0
+        for one in maps:
+            one.let_go()
+
+
+_touched = _Touched(64 << 20)
+
+
 class MappedSegment(_SealedSegment):
     """A sealed segment of frames in a memory map."""
 
@@ -99,9 +128,9 @@ class MappedSegment(_SealedSegment):
         """Return a batch without copying it."""
         entry = self.index[number]
         schema = self.schema(int(entry["schema"]))
-        whole = decode(
-            self._file().slice(int(entry["offset"]), int(entry["length"])), schema, int(entry["flags"]), self.entry.file
-        )
+        payload = self._file().slice(int(entry["offset"]), int(entry["length"]))
+        whole = decode(payload, schema, int(entry["flags"]), self.entry.file)
+        _touched.add(self, payload.size)
         return whole if columns is None else project(whole, columns)
 
     def _file(self) -> pa.Buffer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -188,6 +190,51 @@ def test_a_reader_on_its_way_survives_that_everything_is_rewritten(tmp_path: Pat
     rest = read_ordered(store, TOPIC, cursor=ordered.cursor)
     assert ids_of(rest.table) == list(range(166, -1, -1))
     assert streamed + ids_of(list(reading)) == list(range(200))
+
+
+PAGER = """
+import sys
+from engine.logs.query import Order, read_page
+from engine.logs.store import LogStore
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+store = LogStore(sys.argv[1])
+positions, rows, most = {}, 0, 0
+read_page(store, "topic", page_size=100)
+before = resident()
+while True:
+    page = read_page(store, "topic", order=Order(sys.argv[2]), page_size=100, positions=positions)
+    if not page.table.num_rows:
+        break
+    rows += page.table.num_rows
+    positions = page.next
+    most = max(most, resident())
+print(rows, most - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", list(Order))
+def test_a_readers_memory_is_bounded_by_its_page(tmp_path: Path, order: Order) -> None:
+    base = batch(range(100), width=20_000)
+    with PartitionWriter(tmp_path, TOPIC, "p", segment_rows=1_500, fsync_interval_s=60) as writer:
+        for _ in range(60):
+            writer.append(base)
+            writer.flush()
+        writer.seal()
+    size = LogStore(tmp_path).describe(TOPIC).size_bytes
+
+    ran = subprocess.run(
+        [sys.executable, "-c", PAGER, str(tmp_path), order], capture_output=True, text=True, check=True
+    )
+
+    rows, grown = map(int, ran.stdout.split())
+    assert rows == 6_000
+    assert size > 450_000_000
+    assert grown < 160_000_000
 
 
 def test_retention_by_age_deletes_from_the_front(tmp_path: Path) -> None:
