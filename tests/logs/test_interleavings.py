@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -36,12 +37,23 @@ class Walk:
         self.is_done = False
 
 
+def die(writer: PartitionWriter) -> None:
+    """Let go of everything as the operating system does for a process that was killed."""
+    writer._stop_thread()
+    for segment in [*writer._full, writer._active]:
+        if segment is not None:
+            segment.close()
+    os.close(writer._lock_fd)
+    writer._closed = True
+
+
 class LogMachine(RuleBasedStateMachine):
     """The store beside a plain list of what was appended."""
 
     @initialize(rows=st.integers(3, 40))
     def begin(self, rows: int) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="log-"))
+        self.archived = Path(tempfile.mkdtemp(prefix="archive-"))
         self.segment_rows = rows
         self.next_id = 0
         self.records: dict[str, list[tuple[int, int]]] = {name: [] for name in PARTITIONS}
@@ -61,6 +73,7 @@ class LogMachine(RuleBasedStateMachine):
                 writer.close()
             self.check_everything()
             shutil.rmtree(self.root)
+            shutil.rmtree(self.archived)
 
     @rule(
         name=st.sampled_from(PARTITIONS),
@@ -100,6 +113,28 @@ class LogMachine(RuleBasedStateMachine):
         self.writers[name].close()
         self.writers[name] = self.open(name)
 
+    @rule(name=st.sampled_from(PARTITIONS), torn=st.binary(max_size=200), cut=st.integers(0, 5_000))
+    def crash(self, name: str, torn: bytes, cut: int) -> None:
+        """Die in the middle of a write."""
+        writer = self.writers[name]
+        writer.discard()
+        del self.records[name][writer.end :]
+        flushed = writer._active.size if writer._active is not None else 0
+        ids = range(self.next_id, self.next_id + 2)
+        self.next_id += 2
+        writer.append(batch(ids[:1]))
+        writer.append(batch(ids[1:], kind=1))
+        writer.flush()
+        die(writer)
+        if writer._active is None:  # the write filled the segment; let it be whole
+            self.records[name] += [(i, i) for i in ids]
+        else:
+            path = writer._active.path
+            os.truncate(path, flushed + cut % (path.stat().st_size - flushed))
+            with path.open("ab") as file:
+                file.write(torn)
+        self.writers[name] = self.open(name)
+
     @rule()
     def look_anew(self) -> None:
         self.store = LogStore(self.root)
@@ -111,6 +146,12 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def cool(self) -> None:
         self.maintain(Policy(merge_segments=1000, merge_batch_rows=0, cold_after_s=0, grace_s=0))
+
+    @rule()
+    def archive(self) -> None:
+        uri = f"file://{self.archived}"
+        quiet = {"merge_segments": 1000, "merge_batch_rows": 0, "grace_s": 0}
+        self.maintain(Policy(**quiet, cold_after_s=0, archive_uri=uri, archive_after_s=0))
 
     @rule(size=st.integers(0, 40_000))
     def retain(self, size: int) -> None:

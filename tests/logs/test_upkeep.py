@@ -194,6 +194,7 @@ def test_a_reader_on_its_way_survives_that_everything_is_rewritten(tmp_path: Pat
 
 PAGER = """
 import sys
+import pyarrow as pa
 from engine.logs.query import Order, read_page
 from engine.logs.store import LogStore
 
@@ -209,6 +210,9 @@ while True:
     page = read_page(store, "topic", order=Order(sys.argv[2]), page_size=100, positions=positions)
     if not page.table.num_rows:
         break
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, page.table.schema) as writer:
+        writer.write_table(page.table)
     rows += page.table.num_rows
     positions = page.next
     most = max(most, resident())
