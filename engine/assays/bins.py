@@ -61,7 +61,7 @@ class Bins:
 
 
 def bins_of(ordered: Numbers, statistics: Statistics, spec: Summarizer) -> Bins:
-    """Return the bins of a baseline, given its finite values in ascending order."""
+    """Return the bins of a baseline; for quantiles `ordered` must be its finite values in ascending order."""
     n = spec.num_bins
     match spec.bin_mode, spec.generation:
         case BinMode.NONE, Generation.V1:

@@ -12,6 +12,9 @@ from engine.assays.bins import Bins, bins_of
 from engine.assays.spec import Aggregation, BinMode, Summarizer
 from engine.assays.statistics import NoFiniteValues, Numbers, Statistics, describe
 
+_BY_RANK = (BinMode.QUANTILE, BinMode.QUANTILE_WITH_OUTLIERS)
+"""Modes whose edges need the values in order; sorting is most of the work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -28,13 +31,22 @@ def summarize(values: Numbers, spec: Summarizer) -> Summary:
 
     Raises `NoFiniteValues` if there is nothing to cut into bins.
     """
+    if spec.bin_mode not in _BY_RANK:
+        statistics = _described(values)
+        bins = bins_of(values, statistics, spec)
+        return Summary(statistics, bins, _aggregate(values, statistics, bins, spec), spec.aggregation)
     ordered: Numbers = np.sort(values)
     finite: Numbers = ordered[np.isfinite(ordered)]
-    if not len(finite):
-        raise NoFiniteValues("The baseline holds no finite value.")
-    statistics = describe(ordered, is_sorted=len(finite) == len(ordered))
+    statistics = _described(ordered, is_sorted=len(finite) == len(ordered))
     bins = bins_of(finite, statistics, spec)
     return Summary(statistics, bins, _aggregate(ordered, statistics, bins, spec), spec.aggregation)
+
+
+def _described(values: Numbers, *, is_sorted: bool = False) -> Statistics:
+    try:
+        return describe(values, is_sorted=is_sorted)
+    except NoFiniteValues as exc:
+        raise NoFiniteValues("The baseline holds no finite value.") from exc
 
 
 def summarize_window(values: Numbers, bins: Bins, spec: Summarizer) -> Summary:
