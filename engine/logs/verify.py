@@ -84,7 +84,7 @@ def verify(store: LogStore, topics: list[str] | None = None) -> Iterator[Checked
             loaded = manifest.load(folder)
             position = loaded.start
             for entry in loaded.segments:
-                found = Checked(topic, partition, entry.file, entry.rows, entry.size_bytes)
+                found = Checked(topic, partition, _shown(entry.file), entry.rows, entry.size_bytes)
                 if entry.start < position:
                     found.problems.append(f"begins at {entry.start}, inside the file before, which ends at {position}")
                 position = entry.end
@@ -94,6 +94,12 @@ def verify(store: LogStore, topics: list[str] | None = None) -> Iterator[Checked
                     found.problems.append(f"cannot be read: {exc}")
                 yield found
             yield from _check_open(folder, topic, partition, loaded)
+
+
+def _shown(file: str) -> str:
+    """Return a file's name, or its URI without the credentials and options that may be in it."""
+    scheme, mark, rest = file.partition("?")[0].partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if mark else file
 
 
 def _check_sealed(folder: Path, loaded: Manifest, entry: Segment, problems: list[str]) -> None:

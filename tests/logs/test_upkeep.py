@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow.fs import FileSelector, FileSystem
 from typer.testing import CliRunner
 
 from app.logs.cli import logs
@@ -173,6 +174,36 @@ def test_old_segments_move_away_and_are_read_from_there(tmp_path: Path) -> None:
     upkeep(root, Policy(keep_s=1, grace_s=0), now=10.0**10 + 1)
     assert gone.deleted_rows == 200
     assert not list(archive.rglob("*.parquet"))
+
+
+@pytest.mark.s3
+def test_old_segments_move_to_s3_and_are_read_from_there(tmp_path: Path, s3_url: str) -> None:
+    fill(tmp_path)
+    store = LogStore(tmp_path)
+    page = read_page(store, TOPIC, page_size=33)
+    newest = read_ordered(store, TOPIC, page_size=33)
+    policy = Policy(cold_after_s=0, grace_s=0, archive_uri=s3_url, archive_after_s=0)
+    upkeep(tmp_path, policy)
+
+    assert upkeep(tmp_path, policy).archived == 4
+    upkeep(tmp_path, policy, now=3000.0)
+
+    assert not list((tmp_path / TOPIC / "p").glob("*.parquet"))
+    assert everything(store) == list(range(200))
+    assert ids_of(read_page(store, TOPIC, positions=page.next).table) == list(range(33, 200))
+    assert ids_of(read_ordered(store, TOPIC, cursor=newest.cursor).table) == list(range(166, -1, -1))
+    checked = list(verify(store))
+    assert [one.problems for one in checked] == [[]] * 4
+    assert all(one.file.startswith("s3://blobs/") and "secret" not in one.file for one in checked)
+
+    reading = scan(store, TOPIC, max_batch_rows=5)
+    next(reading)
+    assert upkeep(tmp_path, Policy(keep_s=1, grace_s=0), now=10.0**10).deleted_rows == 200
+    upkeep(tmp_path, Policy(keep_s=1, grace_s=0), now=10.0**10 + 1)
+    filesystem, path = FileSystem.from_uri(s3_url)
+    left = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+    assert not [one.path for one in left if one.is_file]
+    assert everything(store) == []
 
 
 def test_a_reader_on_its_way_survives_that_everything_is_rewritten(tmp_path: Path) -> None:
