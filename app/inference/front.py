@@ -14,7 +14,9 @@ import os
 import resource
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -36,6 +38,8 @@ BACKLOG = 4096
 FIRST_BYTES_S = 10.0
 """What a new connection gets to say what it wants."""
 IDLE_S = 75.0
+FULL_S = 5.0
+"""How long connections wait for an engine that takes none at the moment before they are served without it."""
 _READ_BYTES = 64 * 1024
 _ACCEPTS_AT_ONCE = 64
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -43,6 +47,18 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 class CannotListen(Exception):
     """The address cannot be listened on; the message is for the person at the terminal."""
+
+
+_Passenger = tuple[socket.socket, bytes, str]
+"""A connection, what was read of it, and the deployment it asks for."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Connections for an engine that has no room for them at the moment."""
+
+    timer: asyncio.TimerHandle
+    connections: deque[_Passenger] = field(default_factory=deque)
 
 
 class Front:
@@ -62,6 +78,8 @@ class Front:
         self._gateways: dict[str, GatewaySide] = {}
         self._held = Held(self._rescue)
         self._undecided: dict[socket.socket, tuple[bytearray, asyncio.TimerHandle]] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        """By the engine's socket path: whom it has no room for at the moment."""
         self._tasks: set[asyncio.Task[None]] = set()
         table.on_change(self._forget_gone)
         for listener in listeners:
@@ -135,8 +153,15 @@ class Front:
     # Going out.
 
     def _pass_on(self, sock: socket.socket, received: bytes, wanted: str) -> None:
-        if wanted is not OTHER and self.hand_over(sock, received, wanted):
-            return
+        if wanted is not OTHER:
+            if self.hand_over(sock, received, wanted):
+                return
+            if (path := self._full_way(wanted)) is not None:
+                self._wait_for_room(path, sock, received, wanted)
+                return
+        self._serve_here(sock, received)
+
+    def _serve_here(self, sock: socket.socket, received: bytes) -> None:
         task = self._loop.create_task(self._adopt(sock, received))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -156,8 +181,62 @@ class Front:
             if self._gateway(path).hand_over(sock.fileno(), received):
                 self._held.keep(path, sock)
                 return True
-            self._table.mark_down(target)
+            if not self._gateway(path).is_full:
+                self._table.mark_down(target)
         return False
+
+    # An engine that is busy for a moment takes no connections; they wait for it in the order in which they came.
+
+    def _full_way(self, deployment: str) -> str | None:
+        """Return the socket path of a live engine of the deployment that only lacks room."""
+        route = self._table.find(deployment)
+        for target in route.targets if route is not None else ():
+            for path in target.sockets:
+                gateway = self._gateways.get(path)
+                if gateway is not None and gateway.is_full and gateway.is_connected:
+                    return path
+        return None
+
+    def _wait_for_room(self, path: str, sock: socket.socket, received: bytes, wanted: str) -> None:
+        waiting = self._waiting.get(path)
+        if waiting is None:
+            timer = self._loop.call_later(FULL_S, self._waited_enough, path)
+            waiting = self._waiting[path] = _Waiting(timer)
+            self._gateway(path).when_room(lambda: self._on_room(path))
+        waiting.connections.append((sock, received, wanted))
+
+    def _on_room(self, path: str) -> None:
+        waiting, gateway = self._waiting.get(path), self._gateway(path)
+        has_moved = False
+        while waiting is not None and waiting.connections:
+            sock, received, wanted = waiting.connections.popleft()
+            if gateway.hand_over(sock.fileno(), received):
+                self._held.keep(path, sock)
+                has_moved = True
+            elif gateway.is_full and self._waiting.get(path) is waiting:
+                waiting.connections.appendleft((sock, received, wanted))
+                gateway.when_room(lambda: self._on_room(path))
+                if has_moved:
+                    waiting.timer.cancel()
+                    waiting.timer = self._loop.call_later(FULL_S, self._waited_enough, path)
+                return
+            else:  # the engine went, and those behind have been looked after already
+                self._pass_on(sock, received, wanted)
+        if waiting is not None and self._waiting.get(path) is waiting:
+            self._end_waiting(path)
+
+    def _waited_enough(self, path: str) -> None:
+        for sock, received, _ in self._end_waiting(path):
+            self._serve_here(sock, received)
+
+    def _end_waiting(self, path: str) -> list[_Passenger]:
+        waiting = self._waiting.pop(path, None)
+        if waiting is None:
+            return []
+        waiting.timer.cancel()
+        left = list(waiting.connections)
+        waiting.connections.clear()
+        return left
 
     async def _adopt(self, sock: socket.socket, received: bytes) -> None:
         """Serve a connection in this process."""
@@ -172,6 +251,8 @@ class Front:
 
             def lost() -> None:
                 self._held.engine_lost(path)
+                for sock, received, wanted in self._end_waiting(path):
+                    self._pass_on(sock, received, wanted)
 
             gateway = self._gateways[path] = GatewaySide(path, self._take_back, lost)
         return gateway
@@ -233,6 +314,9 @@ class Front:
             listener.close()
         for sock in list(self._undecided):
             self._give_up(sock)
+        for path in list(self._waiting):
+            for sock, _, _ in self._end_waiting(path):
+                sock.close()
         self._held.close()
         for gateway in self._gateways.values():
             gateway.close()

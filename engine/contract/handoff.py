@@ -9,8 +9,10 @@ has answered yet, beginning with that request's head.
 A gateway does::
 
     gateway = GatewaySide(path, take_back)                # in a running event loop; `path` is `handoff_socket`
-    if gateway.hand_over(sock.fileno(), received):        # False: nobody listens, or the queue is full: proxy instead
+    if gateway.hand_over(sock.fileno(), received):        # False: nobody listens, or the way there `is_full`
         sock.close()                                      # the engine has its own descriptor now
+    elif gateway.is_full:
+        gateway.when_room(again)                          # the engine is busy for a moment; otherwise proxy
 
     def take_back(sock: socket.socket, received: bytes) -> None:
         ...                                               # serve `sock` as if `received` had just been read from it
@@ -24,6 +26,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -34,6 +37,8 @@ INLINE_BYTES = 32 * 1024
 """What was read is sent in the packet up to this size, and in a memory file beyond it."""
 _HEADER = struct.Struct("<4sBxxxI")
 _IN_PACKET, _IN_MEMORY_FILE = 0, 1
+_NO_ROOM = (errno.ETOOMANYREFS, errno.ENOBUFS)
+"""Too much is on its way between processes of this user, or the kernel lacks memory: no fault of the engine."""
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -151,6 +156,9 @@ class GatewaySide:
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
+        self._on_room: Callable[[], None] | None = None
+        self.is_full = False
+        """Whether the last connection was not passed for want of room; the engine itself was there."""
 
     @property
     def is_connected(self) -> bool:
@@ -159,6 +167,7 @@ class GatewaySide:
 
     def hand_over(self, descriptor: int, received: bytes) -> bool:
         """Pass a connection to the engine; False when it cannot be reached now, and the connection is still yours."""
+        self.is_full = False
         for _ in range(2):
             try:
                 if self._sock is None:
@@ -166,17 +175,36 @@ class GatewaySide:
                     self._loop.add_reader(self._sock, self._on_readable)
                 send_connection(self._sock, descriptor, received)
             except BlockingIOError:
+                self.is_full = True
                 return False
-            except OSError:  # a restarted engine listens anew: try once more
-                self._on_lost()
+            except OSError as exc:
+                if exc.errno in _NO_ROOM:
+                    self.is_full = True
+                    return False
+                self._on_lost()  # a restarted engine listens anew: try once more
             else:
                 return True
         return False
 
+    def when_room(self, call: Callable[[], None]) -> None:
+        """Call once when there is room for another connection; not at all when the engine goes before."""
+        if self._sock is not None:
+            self._on_room = call
+            self._loop.add_writer(self._sock, self._on_writable)
+
+    def _on_writable(self) -> None:
+        call, self._on_room = self._on_room, None
+        if self._sock is not None:
+            self._loop.remove_writer(self._sock)
+        if call is not None:
+            call()
+
     def close(self) -> None:
         """Leave the engine; connections it has stay with it."""
+        self._on_room = None
         if self._sock is not None:
             self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
             self._sock.close()
             self._sock = None
 

@@ -71,6 +71,16 @@ class Engine:
                 await asyncio.sleep(0.005)
         return self.taken.pop(0)
 
+    def pause(self) -> None:
+        """Take no more connections, as an engine does that is busy for a moment."""
+        for link in self._links:
+            self._loop.remove_reader(link)
+
+    def resume(self) -> None:
+        """Take connections again."""
+        for link in self._links:
+            self._loop.add_reader(link, self._take, link)
+
     def give_back(self, sock: socket.socket, unread: bytes) -> None:
         """Return a connection."""
         handoff.send_connection(self._links[0], sock.fileno(), unread)
@@ -193,6 +203,62 @@ async def test_the_api_answers_when_no_engine_takes_the_connection(door: Door) -
 
     assert first.json() == "api 2"
     assert target.down_until > 0
+
+
+async def many_for(engine: Engine, port: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Open more connections at once than fit into the way to a paused engine."""
+    _, writer = await opened(port)
+    writer.write(HEAD + b"[]")
+    (await engine.connection())[0].close()
+    writer.close()
+    engine.pause()
+    clients = [await opened(port) for _ in range(600)]
+    for _, each in clients:
+        each.write(HEAD + b"[]")
+    await asyncio.sleep(0.1)
+    return clients
+
+
+async def test_a_storm_of_connections_waits_for_a_busy_engine(door: Door) -> None:
+    port, engine, target = door
+    clients = await many_for(engine, port)
+
+    engine.resume()
+    taken = [await engine.connection() for _ in clients]
+
+    assert target.down_until == 0
+    assert {received for _, received in taken} == {HEAD + b"[]"}
+    for sock, _ in taken:
+        sock.close()
+    for _, writer in clients:
+        writer.close()
+
+
+async def test_who_waits_for_a_busy_engine_that_dies_is_served_by_the_api(door: Door) -> None:
+    port, engine, _ = door
+    clients = await many_for(engine, port)
+
+    engine.die()
+    statuses = [await answer(reader) for reader, _ in clients]
+
+    served = statuses.count(b'HTTP/1.1 200 OK "api 2"')
+    assert served > 0
+    assert all(status.startswith((b"HTTP/1.1 200", b"HTTP/1.1 502")) for status in statuses)
+    for _, writer in clients:
+        writer.close()
+
+
+async def test_an_engine_that_stays_busy_is_not_waited_for_for_ever(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.inference.front.FULL_S", 0.2)
+    port, engine, _ = door
+    clients = await many_for(engine, port)
+
+    assert await answer(clients[-1][0]) == b'HTTP/1.1 200 OK "api 2"'
+
+    for _, writer in clients:
+        writer.close()
 
 
 async def test_whoever_waits_on_an_engine_that_dies_is_told_502(door: Door) -> None:
