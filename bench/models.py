@@ -74,6 +74,45 @@ def convolutions(path: Path, size: int = 224, channels: int = 64, layers: int = 
     return path
 
 
+def trees(path: Path, width: int = WIDTH, count: int = 100, depth: int = 6, seed: int = 5) -> Path:
+    """Write an ensemble of full binary trees: boosted trees are many and flat, a forest's fewer and deep."""
+    generator = np.random.default_rng(seed)
+    inner, nodes = 2**depth - 1, 2 ** (depth + 1) - 1
+    ids = np.tile(np.arange(nodes), count)
+    is_inner = ids < inner
+    total = nodes * count
+    leaves = np.flatnonzero(~is_inner)
+    node = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["variable"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=np.repeat(np.arange(count), nodes).tolist(),
+        nodes_nodeids=ids.tolist(),
+        nodes_featureids=np.where(is_inner, generator.integers(0, width, total), 0).tolist(),
+        nodes_modes=["BRANCH_LEQ" if each else "LEAF" for each in is_inner],
+        nodes_values=np.where(is_inner, generator.normal(0, 1, total), 0).astype("f4").tolist(),
+        nodes_truenodeids=np.where(is_inner, 2 * ids + 1, 0).tolist(),
+        nodes_falsenodeids=np.where(is_inner, 2 * ids + 2, 0).tolist(),
+        target_treeids=np.repeat(np.arange(count), nodes)[leaves].tolist(),
+        target_nodeids=ids[leaves].tolist(),
+        target_ids=[0] * len(leaves),
+        target_weights=generator.normal(0, 1 / count, len(leaves)).astype("f4").tolist(),
+    )
+    graph = helper.make_graph(
+        [node],
+        "trees",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("variable", TensorProto.FLOAT, ["batch", 1])],
+    )
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("ai.onnx.ml", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
 def rows(count: int, width: int = WIDTH, seed: int = 1) -> np.ndarray[Any, Any]:
     """Return rows of ordinary numbers."""
     return np.random.default_rng(seed).normal(0, 1, (count, width))

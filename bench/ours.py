@@ -21,6 +21,7 @@ from jose import jwt
 
 from bench import models
 from bench.peers import ask
+from tests.inference.instance import Instance
 
 ARROW = "application/vnd.apache.arrow.file"
 ISSUER = "http://bench/auth/realms/master"
@@ -117,6 +118,39 @@ class Engine:
         """End the process."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
+
+
+class Server:
+    """The whole server with one deployment; its engine checks tokens and keeps its log as anywhere."""
+
+    def __init__(self, folder: Path, model: Path, core: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._instance = Instance(folder)
+        try:
+            self._instance.start()
+            self._instance.sign_in()
+            uploaded = self._instance.upload("bench-model", model.read_bytes())
+            self._instance.configure(uploaded, tensor_fields=["tensor"])
+            self.url = self._instance.deploy("bench", uploaded).url
+            (status,) = folder.glob("run/engines/*/*/status.json")
+            shown = json.loads(status.read_bytes())
+            assert self._instance.process is not None
+            for pid in (self._instance.process.pid, shown["pid"]):
+                subprocess.run(["taskset", "-a", "-c", "-p", str(core), str(pid)], check=True, capture_output=True)
+        except BaseException:
+            self._instance.stop_everything()
+            raise
+        self.own_url = f"http://127.0.0.1:{shown['port']}/pipelines/bench"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A token that is good for the next run."""
+        self._instance.sign_in()
+        return self._instance.headers
+
+    def stop(self) -> None:
+        """End everything."""
+        self._instance.stop_everything()
 
 
 GATEWAY = """

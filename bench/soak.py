@@ -342,7 +342,8 @@ class Soak:
             settled = loaded[int(len(loaded) * WARM_UP) :]
             lines.append(
                 f"{name}: {samples[0].rss_mib:.0f} MiB before, {settled[0].rss_mib:.0f} settled, "
-                f"{settled[-1].rss_mib:.0f} at the end of the load ({_grown(settled):+.1f} MiB by the slope), sockets "
+                f"{settled[-1].rss_mib:.0f} at the end of the load ({_grown(settled):+.1f} MiB by the slope), "
+                f"{samples[-1].rss_mib:.0f} after, sockets "
                 f"{samples[0].sockets} before, {max(one.sockets for one in samples)} at most, {samples[-1].sockets} "
                 f"after, files {samples[0].files} before, {samples[-1].files} after"
             )
