@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+
+
+class _NoPandas(MetaPathFinder):
+    """Says that there is no pandas.
+
+    A None in `sys.modules` would say so too, but not to pyarrow: what imports it there takes the None for the module.
+    """
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name == "pandas":
+            raise ModuleNotFoundError("pandas is kept out of this process", name=name)
+        return None
 
 
 def without_pandas() -> None:
@@ -10,4 +24,4 @@ def without_pandas() -> None:
 
     pyarrow imports it, where it is installed, when it first makes an array: that would cost the first request a second.
     """
-    sys.modules["pandas"] = None  # type: ignore[assignment]  # the import system's own way to say "not to be had"
+    sys.meta_path.insert(0, _NoPandas())

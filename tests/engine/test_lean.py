@@ -1,0 +1,32 @@
+"""A process that keeps pandas out can do everything else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from engine.contract.lean import without_pandas
+
+without_pandas()
+import numpy
+import pyarrow as pa
+
+assert pa.array([True, None]).to_pylist() == [True, None]
+assert pa.array(numpy.arange(3)).to_numpy().sum() == 3
+assert pa.table({"a": [[1.0], [2.0]]}).to_pylist() == [{"a": [1.0]}, {"a": [2.0]}]
+try:
+    import pandas
+except ImportError:
+    pass
+else:
+    raise SystemExit("pandas was imported")
+assert "pandas" not in sys.modules
+"""
+
+
+def test_arrays_are_made_without_pandas() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
