@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.errors import CommandFailed
 from app.logs import service
@@ -27,6 +28,8 @@ from engine.logs.transfer import Format
 
 logs = typer.Typer(help="Look after the inference log of this machine.", no_args_is_help=True)
 console = Console(stderr=True, highlight=False)
+
+_NUMBERS = ("rows", "MiB", "files", "from", "to", "torn")
 
 TopicOption = Annotated[list[str] | None, typer.Option("--topic", help="Only this topic; may be given several times.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -69,7 +72,7 @@ def export_logs(
         if not known:
             raise CommandFailed(f"There is no topic {topic}; `potoroo logs stats` lists them.")
         total = sum(found.end - found.start for found in known.values()) if span is None else None
-        task = progress.add_task("exporting", total=total)
+        task = progress.add_task("exporting", total=total, completed=transfer.exported_rows(folder))
         written = transfer.export(store, topic, folder, form=form, time_range=span, file_bytes=file_bytes)
         for file in written:
             progress.update(task, completed=file.total_rows, description=file.path.name)
@@ -106,7 +109,7 @@ def stats(topic: TopicOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in found]))  # noqa: T201
         return
-    table = Table("topic", "partition", "rows", "MiB", "files", "from", "to", "torn")
+    table = Table(*(Column(name, overflow="fold") for name in ("topic", "partition")), *_NUMBERS)
     for one in found:
         files = " ".join(f"{count} {kind}" for kind, count in one.segments.items())
         size = f"{one.size_bytes / 2**20:,.1f}"
@@ -114,7 +117,8 @@ def stats(topic: TopicOption = None, as_json: JsonOption = False) -> None:
         table.add_row(
             one.topic, one.partition, rows, size, files, _when(one.min_time), _when(one.max_time), str(one.torn_tails)
         )
-    console.print(table)
+    # in a pipe there is no width to keep to
+    Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
 
 
 def _when(milliseconds: int | None) -> str:

@@ -95,6 +95,12 @@ def export(
             write_durably(folder / STATE, msgspec.json.encode(state))
 
 
+def exported_rows(folder: Path) -> int:
+    """Return how many rows the export in a folder has finished."""
+    path = folder / STATE
+    return msgspec.json.decode(path.read_bytes(), type=ExportState).rows if path.exists() else 0
+
+
 def _resume(folder: Path, wanted: ExportState) -> ExportState:
     path = folder / STATE
     if not path.exists():

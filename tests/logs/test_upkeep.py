@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -403,6 +404,33 @@ def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:
         list(transfer.export(store, TOPIC, tmp_path / "out", form=Format.JSON))
 
 
+@pytest.mark.parametrize("form", list(Format))
+def test_an_interrupted_import_goes_on(tmp_path: Path, form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "one")
+    files = list(transfer.export(LogStore(tmp_path / "one"), TOPIC, tmp_path / "out", form=form))
+    real = transfer.rows_of
+    left = [2]
+
+    def rows_of(path: Path, form: Format) -> Iterator[pa.RecordBatch]:
+        for whole in real(path, form):
+            for at in range(0, whole.num_rows, 30):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                yield whole.slice(at, 30)
+
+    monkeypatch.setattr(transfer, "rows_of", rows_of)
+    with pytest.raises(KeyboardInterrupt):
+        transfer.import_file(tmp_path / "two", TOPIC, "import", files[0].path, source=0)
+    assert everything(LogStore(tmp_path / "two")) == list(range(60))
+
+    left[0] = 10**9
+    added = transfer.import_file(tmp_path / "two", TOPIC, "import", files[0].path, source=0)
+
+    assert added == 140
+    assert everything(LogStore(tmp_path / "two")) == list(range(200))
+
+
 def test_the_command_exports_imports_counts_and_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POTOROO_HOME", str(tmp_path / "home"))
     fill(tmp_path / "home" / "logs")
@@ -418,5 +446,9 @@ def test_the_command_exports_imports_counts_and_verifies(tmp_path: Path, monkeyp
     assert [(one["topic"], one["end"]) for one in counted] == [("other", 200), (TOPIC, 200)]
     assert checked.exit_code == 0
     assert json.loads(checked.stdout)["rows"] == 400
-    assert run.invoke(logs, ["stats"]).exit_code == 0
+    shown = run.invoke(logs, ["stats"])
+    assert shown.exit_code == 0
+    assert [line.split("│")[1].strip() for line in shown.stdout.splitlines() if "│" in line] == ["other", TOPIC]
+    again = run.invoke(logs, ["export", TOPIC, str(tmp_path / "out"), "--format", "json"])
+    assert "200/200 rows" in again.stderr
     assert run.invoke(logs, ["export", "nothing", str(tmp_path / "no")]).exit_code != 0
