@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from engine.contract.datasets import EVERYTHING, Selection, select_table
 from engine.contract.failures import BadInput
 from engine.logs import maintain as upkeep
 from engine.logs import ordered, reader
-from engine.logs.errors import InvalidQuery, InvalidRecord, LogFull, PartitionBusy
+from engine.logs.errors import InvalidQuery, InvalidRecord, LogError, LogFull, PartitionBusy
 from engine.logs.query import Order, TimeRange
 from engine.logs.store import Span, TopicDescription
 from engine.logs.transfer import fit
@@ -226,7 +227,11 @@ async def check_health(settings: Settings) -> None:
 
 def _sizes(settings: Settings) -> dict[str, int]:
     store = store_of(settings)
-    return {topic: store.describe(topic).size_bytes for topic in store.topics()}
+    sizes = {}
+    for topic in store.topics():
+        with contextlib.suppress(LogError):  # damage is reported by upkeep
+            sizes[topic] = store.describe(topic).size_bytes
+    return sizes
 
 
 def policy_of(settings: Settings) -> upkeep.Policy:

@@ -97,7 +97,10 @@ def maintain_topic(root: Path | str, topic: str, policy: Policy, *, now: float |
         except (OSError, LogError) as exc:
             if not isinstance(exc, PartitionBusy):
                 report.problems.append(f"{folder}: {exc}")
-    _retain(folders, policy, now, report)
+    try:
+        _retain(folders, policy, now, report)
+    except (OSError, LogError) as exc:
+        report.problems.append(f"{layout.topic_path(Path(root), topic)}: {exc}")
     for folder in folders:
         try:
             with _alone(folder):
@@ -275,8 +278,8 @@ def _delete_before(folder: Path, position: int, now: float, report: Report) -> N
         changed.segments = [entry for entry in changed.segments if entry.end > position]
         changed.start = changed.segments[0].start if changed.segments else changed.end
         changed.garbage += _files(gone, now, but=[])
-        report.deleted_segments += len(gone)
-        report.deleted_rows += sum(entry.rows for entry in gone)
+    report.deleted_segments += len(gone)
+    report.deleted_rows += sum(entry.rows for entry in gone)
 
 
 def _clean(folder: Path, policy: Policy, now: float) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from engine.logs.errors import CorruptLog
 from engine.logs.layout import MANIFEST, MANIFEST_LOCK
 
 
@@ -66,11 +67,13 @@ class Manifest(msgspec.Struct, kw_only=True):
 
 
 def load(folder: Path) -> Manifest:
-    """Return the manifest of a partition; an empty one if nothing was sealed yet."""
+    """Return the manifest of a partition, an empty one if nothing was sealed yet; raises `CorruptLog`."""
     try:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
         return Manifest()
+    except msgspec.DecodeError as exc:
+        raise CorruptLog(f"{folder / MANIFEST} cannot be read: {exc}") from exc
 
 
 def store(folder: Path, manifest: Manifest) -> None:

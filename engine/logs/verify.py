@@ -81,7 +81,11 @@ def verify(store: LogStore, topics: list[str] | None = None) -> Iterator[Checked
     for topic in store.topics() if topics is None else topics:
         for partition in store.partitions(topic):
             folder = layout.partition_path(store.root, topic, partition)
-            loaded = manifest.load(folder)
+            try:
+                loaded = manifest.load(folder)
+            except CorruptLog as exc:
+                yield Checked(topic, partition, layout.MANIFEST, 0, 0, [str(exc)])
+                continue
             position = loaded.start
             for entry in loaded.segments:
                 found = Checked(topic, partition, _shown(entry.file), entry.rows, entry.size_bytes)

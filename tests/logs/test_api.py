@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -596,6 +597,9 @@ async def test_upkeep_follows_the_settings(context: Context, topic: str, ann: ht
     with PartitionWriter(context.settings.logs_root, topic, "engine-a") as writer:
         writer.seal()
     context.settings.log_keep_days = 1e-9
+    damaged = Path(context.settings.logs_root) / "damaged" / "p" / "manifest.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"{")
 
     report = await service.maintain(context)
 

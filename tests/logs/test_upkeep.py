@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +21,7 @@ from typer.testing import CliRunner
 from app.logs.cli import logs
 from engine.logs import manifest, transfer
 from engine.logs.errors import LogError
-from engine.logs.maintain import Policy, Report, maintain_topic
+from engine.logs.maintain import Policy, Report, maintain, maintain_topic
 from engine.logs.ordered import read_ordered
 from engine.logs.query import Order, TimeRange, read_page, scan
 from engine.logs.reader import LogStore
@@ -271,6 +275,93 @@ def test_a_readers_memory_is_bounded_by_its_page(tmp_path: Path, order: Order) -
     assert rows == 6_000
     assert size > 450_000_000
     assert grown < 160_000_000
+
+
+def test_a_topic_that_is_in_trouble_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for topic in ("broken", "full", TOPIC):
+        with PartitionWriter(tmp_path, topic, "p", clock=lambda: 1000.0) as writer:
+            writer.append(batch(range(10)))
+            writer.seal()
+    (tmp_path / "broken" / "p" / "manifest.json").write_bytes(b"{")
+    real = manifest.write_durably
+
+    def write_durably(path: Path, content: bytes | memoryview) -> None:
+        if "full" in path.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "write_durably", write_durably)
+        report = maintain(tmp_path, Policy(keep_s=1, grace_s=0), now=10.0**9)
+
+    assert report.deleted_rows == 10
+    assert everything(LogStore(tmp_path)) == []
+    assert any("broken" in problem for problem in report.problems)
+    assert any("No space left" in problem for problem in report.problems)
+    assert ids_of(read_page(tmp_path, "full").table) == list(range(10))
+    assert maintain(tmp_path, Policy(keep_s=1, grace_s=0), now=10.0**9).deleted_rows == 10
+    damaged = [one for one in verify(LogStore(tmp_path)) if one.problems]
+    assert [(one.topic, one.file) for one in damaged] == [("broken", "manifest.json")]
+
+
+@pytest.mark.slow
+def test_readers_see_everything_while_segments_are_merged_cooled_and_moved(tmp_path: Path) -> None:
+    root = tmp_path / "log"
+    policy = Policy(
+        merge_segments=3, cold_after_s=0, grace_s=0.5, archive_uri=f"file://{tmp_path / 'archive'}", archive_after_s=0
+    )
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    newest: list[list[int]] = []
+    done = threading.Event()
+    totals = Report()
+
+    def page_on(number: int) -> None:
+        store = LogStore(root)
+        positions: dict[str, int] = {}
+        while True:
+            was_done = done.is_set()
+            page = read_page(store, TOPIC, positions=positions, page_size=(37, 1000)[number])
+            seen[number] += ids_of(page.table)
+            positions = page.next
+            if not page.table.num_rows and was_done:
+                return
+
+    def look_at_the_newest() -> None:
+        store = LogStore(root)
+        while not done.is_set():
+            first = read_ordered(store, TOPIC, page_size=300)
+            ids = ids_of(first.table)
+            if first.cursor is not None:
+                ids += ids_of(read_ordered(store, TOPIC, page_size=300, cursor=first.cursor).table)
+            newest.append(ids)
+
+    def keep_up() -> None:
+        while not done.is_set():
+            totals.add(maintain_topic(root, TOPIC, policy))
+
+    works = [lambda: page_on(0), lambda: page_on(1), look_at_the_newest, keep_up]
+    with ThreadPoolExecutor(len(works)) as pool:
+        running = [pool.submit(work) for work in works]
+        try:
+            with PartitionWriter(root, TOPIC, "p", segment_rows=250) as writer:
+                deadline = time.monotonic() + 4
+                count = 0
+                while time.monotonic() < deadline or count < 3_000:
+                    writer.append(batch(range(count, count + 10)))
+                    writer.flush()
+                    count += 10
+                    time.sleep(0.002)
+        finally:
+            done.set()
+        for work in running:
+            work.result(60)
+
+    assert seen[0] == seen[1] == list(range(count))
+    assert len(newest) > 3
+    for ids in newest:
+        assert ids == list(range(ids[0], ids[0] - len(ids), -1)) if ids else True
+    assert min(totals.merged, totals.cooled, totals.archived, totals.files_removed) > 0
+    assert totals.problems == []
 
 
 def test_retention_by_age_deletes_from_the_front(tmp_path: Path) -> None:
