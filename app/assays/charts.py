@@ -10,6 +10,8 @@ from html import escape
 
 WIDTH, HEIGHT = 760, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46
+DATE = 68
+"""Width of a date."""
 
 MARKS = {
     "Ok": '<circle class="ok" cx="{x:.1f}" cy="{y:.1f}" r="4"/>',
@@ -41,11 +43,12 @@ def scores_chart(points: Sequence[Point], warning: float | None, alert: float | 
         return TOP + (1 - min(score / top, 1)) * (HEIGHT - TOP - BOTTOM)
 
     parts = [_axis(top, y)]
-    for name, limit in (("warning", warning), ("alert", alert)):
+    # side by side: however close the lines are, their names do not cover each other
+    for name, limit, right in (("warning", warning, WIDTH - RIGHT - 110), ("alert", alert, WIDTH - RIGHT)):
         if limit is not None:
             parts.append(
                 f'<line class="limit {name}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(limit):.1f}" y2="{y(limit):.1f}"/>'
-                f'<text class="name" x="{WIDTH - RIGHT}" y="{y(limit) - 4:.1f}" text-anchor="end">'
+                f'<text class="name" x="{right}" y="{y(limit) - 4:.1f}" text-anchor="end">'
                 f"{name} {_short(limit)}</text>"
             )
     line = " ".join(f"{x(p.start.timestamp()):.1f},{y(p.score):.1f}" for p in points)
@@ -57,11 +60,12 @@ def scores_chart(points: Sequence[Point], warning: float | None, alert: float | 
         parts.append(
             f"<g><title>{p.start:%Y-%m-%d %H:%M} UTC: {_short(p.score)}, {escape(p.status)}</title>{shape}</g>"
         )
-    for i in sorted({0, len(points) // 3, 2 * len(points) // 3, len(points) - 1}):
-        moment = points[i].start
+    for share in (0, 1 / 3, 2 / 3, 1) if last > first else (0,):
+        moment = points[0].start + (points[-1].start - points[0].start) * share
+        middle = min(x(moment.timestamp()), WIDTH - DATE / 2)
         parts.append(
-            f'<text x="{x(moment.timestamp()):.1f}" y="{HEIGHT - 26}" text-anchor="middle">{moment:%Y-%m-%d}</text>'
-            f'<text x="{x(moment.timestamp()):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{moment:%H:%M}</text>'
+            f'<text x="{middle:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{moment:%Y-%m-%d}</text>'
+            f'<text x="{middle:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{moment:%H:%M}</text>'
         )
     worst = max(points, key=lambda p: p.score)
     said = f"{len(points)} windows; the highest score is {_short(worst.score)}, from {worst.start:%Y-%m-%d %H:%M} on."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -13,13 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.assays.charts import Point, bins_chart, scores_chart
 from app.assays.lookups import visible_watch
+from app.assays.plan import Thresholds
 from app.assays.schemas import ReportIn
 from app.assays.stored import Json, moment_of
 from app.assays.stored_plan import restore_plan
 from app.assays.tables import AssayResult, AssayWatch
 from app.identity.caller import Caller
+from engine.assays import status_of
 
 MOST_WINDOWS = 2000
+_UNITS = ((604_800, "week"), (86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 STATISTICS = ("count", "min", "max", "mean", "median", "std")
 
 
@@ -39,7 +43,7 @@ def _content(watch: AssayWatch, rows: list[AssayResult]) -> dict[str, Any]:
     plan, schedule = restore_plan(watch.plan, watch.baseline)
     spec = plan.summarizer
     name = watch.assay.name if watch.assay else watch.name
-    paths = [_path(watch, rows, path.key, name) for path in plan.paths]
+    paths = [_path(watch, rows, path.key, plan.thresholds[path.key], name) for path in plan.paths]
     return {
         "name": name,
         "pipeline": watch.pipeline.pipeline_id,
@@ -58,20 +62,26 @@ def _content(watch: AssayWatch, rows: list[AssayResult]) -> dict[str, Any]:
     }
 
 
-def _path(watch: AssayWatch, rows: list[AssayResult], key: str, name: str) -> Json:
+def _path(watch: AssayWatch, rows: list[AssayResult], key: str, own: Thresholds, name: str) -> Json:
     scored = [row for row in rows if isinstance(row.scores.get(key), dict) and row.scores[key]["score"] is not None]
     if not scored:
         return {"key": key, "rows": []}
     newest = scored[-1]
-    limits = newest.warning_threshold, newest.alert_threshold
-    points = [Point(row.window_start, row.scores[key]["score"], row.status) for row in scored]
+    if watch.assay:  # its thresholds may have changed from window to window
+        limits = newest.warning_threshold, newest.alert_threshold
+        statuses = [row.status for row in scored]
+    else:  # a result's status is that of its worst path
+        limits = own.warning, own.alert
+        statuses = [status_of(row.scores[key]["score"], *limits).value for row in scored]
+    judged = list(zip(scored, statuses, strict=True))
+    points = [Point(row.window_start, row.scores[key]["score"], status) for row, status in judged]
     worst = max(scored, key=lambda row: float(row.scores[key]["score"]))
     kept = worst.summaries[key]
     base = kept.get("baseline") or watch.baseline[key]
     window = kept["window"]
     return {
         "key": key,
-        "rows": scored,
+        "rows": judged,
         "worst": worst,
         "base": base,
         "window": window,
@@ -88,6 +98,13 @@ def _path(watch: AssayWatch, rows: list[AssayResult], key: str, name: str) -> Js
     }
 
 
+def _span(span: timedelta) -> str:
+    seconds = round(span.total_seconds())
+    size, unit = next((s, u) for s, u in _UNITS if seconds % s == 0)
+    count = seconds // size
+    return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
 @cache
 def _template() -> Template:
     environment = Environment(
@@ -97,5 +114,6 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["short"] = lambda value: "" if value is None else f"{value:.6g}"
+    environment.filters["span"] = _span
     environment.filters["moment"] = lambda value: f"{value:%Y-%m-%d %H:%M}"
     return environment.get_template("report.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,10 +11,11 @@ import httpx
 import pytest
 
 from app.assays import scheduler
+from app.assays.charts import WIDTH, Point, scores_chart
 from app.kit.context import Context
 from tests.assays.conftest import FixedClock, House
-from tests.assays.history import config
-from tests.assays.test_v2_api import assay
+from tests.assays.history import DAY0, config
+from tests.assays.test_v2_api import assay, targeting
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -108,3 +110,51 @@ async def test_the_second_generation_reports_every_path(
 
     assert "out.variable.0" in html
     Page(html)
+
+
+async def test_each_path_is_judged_by_its_own_thresholds(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context
+) -> None:
+    counted = {"field": "in.tensor", "indexes": [1], "thresholds": None}  # counts the records: drifts without end
+    watched = {"field": "out.variable", "indexes": [0], "thresholds": {"warning": 0.1, "alert": 0.25}}
+    body = assay(house, targeting=targeting(house, watched, counted))
+    made = (await ann.post("/v2/api/assays/schedule", json=body)).json()
+    while await scheduler.tick(context):
+        pass
+
+    own, other = (await report(ann, made)).split("<section")[1:3]
+
+    assert 'class="limit alert"' in own
+    assert '<rect class="alert"' in own
+    assert 'class="limit' not in other
+    assert 'class="alert"' not in other
+    assert "<td>Alert</td>" not in other
+    assert other.count('<circle class="ok"') == 6
+
+
+async def test_widths_are_said_as_people_say_them(ann: httpx.AsyncClient, house: House, clock: FixedClock) -> None:
+    body = config(house.pipeline)
+    body["window"] |= {"width": "36 hours", "interval": "90 minutes"}
+    made = (await ann.post("/v1/api/assays/create", json=body)).json()["assay_id"]
+
+    assert "36 hours wide, every 90 minutes" in await report(ann, made)
+
+
+def test_no_label_of_a_chart_is_cut_off_or_covers_another() -> None:
+    day = timedelta(days=1)
+    points = [Point(DAY0 + i * day, score, "Ok") for i, score in enumerate((0.0, 0.1, 3.0))]
+
+    chart = scores_chart(points, 0.1, 0.12, "Scores")
+
+    labels = re.findall(r'<text(?: class="name")? x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', chart)
+    boxes = []
+    for x, y, anchor, text in labels:
+        width = 6.2 * len(text)
+        left = float(x) - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+        assert left >= 0, text
+        assert left + width <= WIDTH, text
+        boxes.append((left, left + width, float(y) - 11, float(y), text))
+    for i, (left, right, top, bottom, text) in enumerate(boxes):
+        for other in boxes[:i]:
+            apart = right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
+            assert apart, (text, other[4])
