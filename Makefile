@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format demo bench fuzz lock docs clean install install-dev
+.PHONY: help run test test-all test-sdk test-sdk-all sdk-table test-fast lint format demo bench fuzz lock docs clean install install-dev
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,13 +31,22 @@ demo: install  ## Try the main job on a throw-away instance
 	@exec $(BIN)/potoroo demo
 
 test: install-dev  ## Run the suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sdk and not api_fuzz and not pace"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sdk and not pace"
 
 test-all: install-dev  ## Run the suite with the SDK releases and the generated requests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: install-dev  ## Run the suite without the slow tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not sdk and not browser"
+
+test-sdk: install-dev  ## Play the SDK's scenarios with the five releases of CI, and write docs/sdk-releases.md
+	$(BIN)/python -m pytest tests/sdk -m sdk -q ; status=$$? ; $(BIN)/python -m tests.sdk.table && exit $$status
+
+test-sdk-all: install-dev  ## The same with every release from 2023.2.1 on
+	POTOROO_TEST_SDK=all $(BIN)/python -m pytest tests/sdk -m sdk -q ; status=$$? ; $(BIN)/python -m tests.sdk.table && exit $$status
+
+sdk-table: install-dev  ## Write docs/sdk-releases.md from the reports of the last runs
+	$(BIN)/python -m tests.sdk.table
 
 lint: install-dev  ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gql
 from play.stage import Raises, Stage, scenario, since, unless
 
 
@@ -132,4 +133,53 @@ def models_are_searched_in_a_workspace(stage: Stage) -> None:
 def visibility_is_changed(stage: Stage) -> None:
     from wallaroo.visibility import _Visibility
 
-    stage.model()._update_visibility(_Visibility.PUBLIC)
+    wl, version = stage.client(), stage.model()
+    look = gql.gql("query($id: bigint!) { model_by_pk(id: $id) { visibility } }")
+    seen = lambda: wl._gql_client.execute(look, variable_values={"id": version.id()})["model_by_pk"]["visibility"]  # noqa: E731
+
+    version._update_visibility(_Visibility.PUBLIC)
+    public = seen()
+    version._update_visibility(_Visibility.PRIVATE)
+
+    assert (public, seen()) == ("public", "private")
+
+
+@scenario()
+def an_upload_that_makes_no_sense_is_refused(stage: Stage) -> None:
+    from wallaroo.framework import Framework
+
+    wl, file = stage.client(), str(stage.example("fraud.onnx"))
+
+    with Raises("Exception"):
+        wl.upload_model("no blanks", file, framework=Framework.ONNX)
+    with Raises("Exception"):
+        wl.upload_model("nothing", str(Path(stage.folder) / "nothing.onnx"), framework=Framework.ONNX)
+    with Raises("Exception"):
+        wl.upload_model("no-framework", file, framework="no-such-framework")
+    names = [m.name() for m in wl.list_models()]
+    assert not {"no blanks", "nothing", "no-framework"} & set(names)
+
+
+@scenario()
+def a_configuration_that_makes_no_sense_is_refused(stage: Stage) -> None:
+    with Raises("Exception"):
+        stage.model().configure(tensor_fields="tensor")
+    with Raises("Exception"):
+        stage.model().configure(tensor_fields=["one", "two", "three"])
+        stage.deployed("two-many", lambda p: p.add_model_step(stage.model()))
+
+
+@scenario()
+def a_stranger_neither_finds_nor_uses_a_model(stage: Stage) -> None:
+    version, guest = stage.model(), stage.guest()
+    find = guest.model_version_by_name if since("2023.4") else guest.model_by_name
+
+    assert version.id() not in [m.id() for m in guest.search_models(version.version())]
+    assert version.name() not in [m.name() for m in guest.list_models()]
+    with Raises("EntityNotFoundError"):
+        find(version.name(), version.version())
+    with Raises("Exception"):
+        guest.build_pipeline(f"theft-{stage.tag}").add_model_step(version).deploy(
+            deployment_config=stage.deployment_config()
+        )
+    assert f"theft-{stage.tag}" not in [d.name() for d in stage.client().list_deployments() if d.deployed()]

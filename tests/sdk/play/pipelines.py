@@ -95,6 +95,57 @@ def every_step_can_be_built(stage: Stage) -> None:
     assert len(pipeline.steps()) == 0, pipeline.steps()
 
 
+@scenario()
+def every_step_can_take_another_s_place(stage: Stage) -> None:
+    one, two = stage.model(), stage.model("fraud-b")
+    pipeline = stage.client().build_pipeline(f"steps-{stage.tag}").add_model_step(one)
+    changes = {
+        "MetaValueSplit": lambda: pipeline.replace_with_key_split(0, one, "country", {"fr": two}),
+        "RandomSplit": lambda: pipeline.replace_with_random_split(0, [(0.25, one), (0.75, two)]),
+        "AuditResults": lambda: pipeline.replace_with_audit(0, "0:1"),
+        "Nth": lambda: pipeline.replace_with_select(0, 1),
+        "ModelInference": lambda: pipeline.replace_with_multi_model_step(0, [one, two]),
+    }
+
+    for kind, change in changes.items():
+        change()
+        assert [list(step.to_json()) for step in pipeline.steps()] == [[kind]]
+    assert len(pipeline.model_configs()) == 2
+    assert one.version() in str(pipeline.steps()[0].to_json())
+
+
+@scenario()
+def a_pipeline_s_configuration_is_read_back(stage: Stage) -> None:
+    pipeline = stage.client().build_pipeline(f"conf-{stage.tag}").add_model_step(stage.model())
+    pipeline._upload()
+    read = pipeline.get_pipeline_configuration()
+
+    assert read["pipeline_id"] == f"conf-{stage.tag}" or f"conf-{stage.tag}" in str(read)
+    assert stage.model().sha() in str(read)
+    with Raises("Exception"):
+        pipeline.get_pipeline_configuration(version="00000000-0000-4000-8000-000000000000")
+
+
+@scenario()
+def a_bad_name_is_refused(stage: Stage) -> None:
+    for name in ("no blanks", "UPPER", "under_score", "-dash"):
+        with Raises("Exception"):
+            stage.client().build_pipeline(name)
+    assert not {"no blanks", "UPPER", "under_score", "-dash"} & {p.name() for p in stage.client().list_pipelines()}
+
+
+@scenario()
+def a_stranger_does_not_find_a_pipeline(stage: Stage) -> None:
+    guest, name = stage.guest(), f"pipe-{stage.tag}"
+
+    assert name not in [p.name() for p in guest.list_pipelines()]
+    assert list(guest.search_pipelines(name)) == []
+    with Raises("EntityNotFoundError"):
+        guest.pipelines_by_name(name)
+    with Raises("Exception"):
+        type(_pipeline(stage))(client=guest, data={"id": _pipeline(stage).id()}).name()  # type: ignore[call-arg,attr-defined]
+
+
 @scenario(unless(since("2023.4.2"), "its validations are the older ones"))
 def validations_become_a_step(stage: Stage) -> None:
     import polars as pl

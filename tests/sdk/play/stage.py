@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import wallaroo
 
 Version = tuple[int, ...]
@@ -73,6 +75,14 @@ class Stage:
         wl.set_current_workspace(self.kept["workspace"])
         return self.kept["workspace"]
 
+    def guest(self) -> Any:
+        """Return a client of somebody who is in no workspace but their own, invited at the first call."""
+        if "guest" not in self.kept:
+            who = f"stranger-{self.tag}@example.org", "stranger-Passw0rd-9"
+            self.client().invite_user(*who)
+            self.kept["guest"] = self.client(who, home="stranger")
+        return self.kept["guest"]
+
     def model(self, name: str = "fraud") -> Any:
         """Return a version of the example model, uploaded at the first call."""
         key = f"model-{name}"
@@ -81,14 +91,28 @@ class Stage:
             self.kept[key] = self.upload(name)
         return self.kept[key]
 
-    def upload(self, name: str) -> Any:
-        """Upload the example model as a new version."""
+    def upload(self, name: str, file: Path | None = None) -> Any:
+        """Upload the example model, or another one that takes the same input, as a new version."""
         from wallaroo.framework import Framework
 
-        made = self.client().upload_model(name, str(self.example("fraud.onnx")), framework=Framework.ONNX)
+        path = file or self.example("fraud.onnx")
+        made = self.client().upload_model(name, str(path), framework=Framework.ONNX)
         if not since("2024.2"):
             made = made.configure(tensor_fields=[self.sample["input"]])
         return made
+
+    @property
+    def models(self) -> Path:
+        """Return the folder of made models."""
+        return Path(os.environ["PLAY_MODELS"])
+
+    def variant(self, name: str, file: str) -> Any:
+        """Return a version of the made model `file` under the name `name`, uploaded at the first call."""
+        key = f"model-{name}"
+        if key not in self.kept:
+            self.workspace()
+            self.kept[key] = self.upload(name, self.models / f"{file}.onnx")
+        return self.kept[key]
 
     def example(self, name: str) -> Path:
         """Return a file of the examples."""
@@ -104,11 +128,33 @@ class Stage:
         """Return some rows of the example."""
         return pd.DataFrame({self.sample["input"]: self.sample["rows"][:rows]})
 
+    def deployed(self, name: str, build: Callable[[Any], Any], config: Any = None) -> Any:
+        """Return a pipeline that runs with the steps that `build` adds."""
+        self.workspace()
+        pipeline = build(self.client().build_pipeline(f"{name}-{self.tag}"))
+        pipeline.deploy(deployment_config=config or self.deployment_config())
+        return pipeline
+
     def deployment_config(self) -> Any:
         """Return a small deployment."""
         from wallaroo.deployment_config import DeploymentConfigBuilder
 
         return DeploymentConfigBuilder().replica_count(1).cpus(0.25).memory("256Mi").build()
+
+
+def probabilities(answer: Any) -> Any:
+    """Return the probabilities of fraud, whichever form the answer has."""
+    if isinstance(answer, pa.Table):
+        answer = answer.to_pandas()
+    return np.array([row[-1] for row in answer["out.probabilities"]], dtype=np.float32)
+
+
+def until(look: Callable[[], bool], what: str, patience_s: float = 60) -> None:
+    """Wait until `look` is true."""
+    end = time.monotonic() + patience_s
+    while not look():
+        assert time.monotonic() < end, f"not within {patience_s} s: {what}"
+        time.sleep(0.3)
 
 
 Scenario = Callable[[Stage], None]

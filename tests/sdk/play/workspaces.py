@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import requests
@@ -34,6 +35,17 @@ def a_taken_name_is_refused(stage: Stage) -> None:
     stage.workspace()
     with Raises("Exception"):
         stage.client().create_workspace(f"sdk-{stage.tag}")
+
+
+@scenario()
+def a_name_that_cannot_be_part_of_an_address_is_refused(stage: Stage) -> None:
+    for name in ("no blanks", "no/slash", "-dash-first", "ü-ber", "x" * 64, ""):
+        with Raises("Exception"):
+            stage.client().create_workspace(name)
+    made = stage.client().create_workspace(f"UPPER-and-1-{stage.tag}")
+
+    assert made.name() == f"UPPER-and-1-{stage.tag}"
+    assert not {"no blanks", "no/slash", "x" * 64} & {w.name() for w in stage.client().list_workspaces()}
 
 
 @scenario()
@@ -87,6 +99,47 @@ def a_collaborator_sees_the_workspace_until_removed(stage: Stage) -> None:
     assert email in users
     assert workspace.name() in seen
     assert workspace.name() not in after
+
+
+@scenario()
+def a_collaborator_becomes_an_owner(stage: Stage) -> None:
+    email, guest, workspace = _guest(stage)[0], stage.kept["guest"], stage.workspace()
+    ours = {w.id(): w for w in guest.list_workspaces()}
+
+    workspace.add_owner(email)
+    (shared,) = [w for w in guest.list_workspaces() if w.id() not in ours]
+    joined = shared.id()
+    shared.remove_user(email)
+
+    assert joined == workspace.id()
+    assert workspace.name() not in [w.name() for w in guest.list_workspaces()]
+    with Raises("Exception"):
+        workspace.add_user("nobody-of-this-name@example.org")
+
+
+@scenario()
+def a_guest_may_not_do_what_an_administrator_may(stage: Stage) -> None:
+    guest, workspace = stage.kept["guest"], stage.workspace()
+
+    with Raises("Exception"):
+        guest.deactivate_user(json.loads(stage.credentials.read_text())["email"])
+    with Raises("Exception"):
+        type(workspace)(client=guest, data={"id": workspace.id()}).add_user(_guest(stage)[0])
+    assert workspace.id() not in [w.id() for w in guest.list_workspaces()]
+
+
+@scenario()
+def a_deactivated_user_is_out_until_activated(stage: Stage) -> None:
+    wl, guest = stage.client(), _guest(stage)
+
+    wl.deactivate_user(guest[0])
+    with Raises("TokenFetchError"):
+        stage.client(guest, home="guest-out").list_workspaces()
+    wl.activate_user(guest[0])
+
+    assert stage.client(guest, home="guest-back").list_workspaces()
+    with Raises("Exception"):
+        wl.deactivate_user("nobody-of-this-name@example.org")
 
 
 @scenario()
