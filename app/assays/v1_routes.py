@@ -9,11 +9,12 @@ from fastapi.responses import HTMLResponse
 
 from app.assays import notifications, report, shared, v1_service
 from app.assays import schemas as s
+from app.assays.v1_errors import ShownErrors
 from app.identity.caller import CurrentCaller
 from app.kit.context import context_of
 from app.kit.db import Session
 
-router = APIRouter(prefix="/v1/api/assays", tags=["assays"])
+router = APIRouter(prefix="/v1/api/assays", tags=["assays"], route_class=ShownErrors)
 
 
 @router.post("/create")

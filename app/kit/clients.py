@@ -23,6 +23,11 @@ class Client:
         return self.release is not None and self.release >= (year, minor, 0)
 
     @property
+    def is_sdk(self) -> bool:
+        """Whether it is the vendor's SDK, or may be: it hides the message of a status it was not told about."""
+        return self.release is not None or self.is_old_generated
+
+    @property
     def shows_pipeline_versions(self) -> bool:
         """Whether pipelines and models in a deployment's status carry the fields that came with 2024.1."""
         return self.is_from(2024, 1)

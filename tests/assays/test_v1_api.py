@@ -378,3 +378,23 @@ async def test_a_baseline_of_another_pipeline_must_be_visible(
 async def test_an_unknown_assay_is_not_found(ann: httpx.AsyncClient, unknown: int) -> None:
     await call(ann, "set_active", {"id": unknown, "active": True}, status=404)
     await call(ann, "get_results", {"assay_id": unknown}, status=404)
+
+
+@pytest.mark.parametrize("agent", ["WallarooSDK/2026.1.3", "WallarooSDK/2024.1.0", "python-httpx/0.23.3"])
+async def test_the_vendors_clients_get_errors_under_statuses_they_show(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, agent: str
+) -> None:
+    answers = []
+    for path, body in (
+        ("set_active", {"id": 10**9, "active": True}),
+        ("create", config(house.pipeline, pipeline_id=10**9)),
+        ("get_assay_results", {"assay_id": 10**9}),
+        ("get_assay_results", {}),
+        ("filter", {}),
+    ):
+        answers.append(await ann.post(f"{API}/{path}", json=body, headers={"user-agent": agent}))
+
+    assert [a.status_code for a in answers] == [400, 400, 500, 500, 500]
+    assert [a.json()["code"] for a in answers] == [400, 400, 500, 500, 500]
+    assert [a.json()["error"] for a in answers] == ["not_found", "not_found", "not_found", "invalid", "invalid"]
+    assert answers[2].json()["msg"] == "There is no assay 1000000000."

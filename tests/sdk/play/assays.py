@@ -398,6 +398,12 @@ def a_name_that_is_taken_is_refused(stage: Stage) -> None:
         _builder(stage, "kept 1").upload()
 
 
+@scenario()
+def an_unknown_assay_is_explained(stage: Stage) -> None:
+    with _in_generation(1), Raises("Exception", text="no assay 999999999"):
+        stage.client().get_assay_results(999_999_999, DAY0, DAY0 + DAY)
+
+
 @in_both_generations()
 def what_cannot_be_watched_is_explained(stage: Stage, generation: int) -> None:
     with Raises("Exception", text="nothing_of_the_kind"):
