@@ -45,6 +45,22 @@ def references_of(definition: dict[str, Any]) -> tuple[ModelReference, ...]:
         raise Invalid(f"The pipeline cannot be deployed: {exc}.", problem="definition") from exc
 
 
+def with_version(definition: dict[str, Any], old: ModelVersion, new: ModelVersion) -> dict[str, Any]:
+    """Return the definition with another version of a model wherever its steps mention the old one."""
+
+    def renewed(part: Any) -> Any:
+        if isinstance(part, list):
+            return [renewed(inner) for inner in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get("name") == old.model_id and part.get("version") == old.model_version:
+            return part | {"version": new.model_version, "sha": new.sha}
+        return {key: renewed(inner) for key, inner in part.items()}
+
+    replaced: dict[str, Any] = renewed(definition)
+    return replaced
+
+
 async def configs_of(session: AsyncSession, caller: Caller, definition: dict[str, Any], named: Named) -> list[Chosen]:
     """Return every model that a deploy needs, with the configuration in force.
 

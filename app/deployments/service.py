@@ -14,13 +14,14 @@ from sqlalchemy.orm import contains_eager
 
 from app.deployments import engine_config, resolve
 from app.deployments.plan import Phase
-from app.deployments.resolve import Named
+from app.deployments.resolve import Chosen, Named
 from app.deployments.tables import Deployment, DeploymentModelConfig, DeploymentPipelineVersion
 from app.errors import Conflict, Invalid, NotFound
 from app.identity.caller import Caller
 from app.kit.clock import SystemClock
 from app.kit.events import notify
 from app.kit.names import check_label
+from app.models.tables import ModelVersion
 from app.pipelines import service as pipelines
 from app.pipelines.tables import Pipeline, PipelineVersion
 from app.workspaces.access import sees_workspace
@@ -117,10 +118,11 @@ async def redeploy(session: AsyncSession, caller: Caller, deployment_id: int) ->
 async def replace_model(
     session: AsyncSession, caller: Caller, deployment_id: int, model_config_id: int
 ) -> DeploymentModelConfig:
-    """Have a deployment run another configuration of one of its models; returns the row that says so.
+    """Have a deployment run another configuration or version of one of its models; returns the row that says so.
 
-    Raises `NotFound` when deployment or configuration do not exist for the caller, `Conflict` when the deployment has
-    no pipeline version, or does not run that model.
+    Another version makes another version of the pipeline: what a pipeline version runs never changes. Raises `NotFound`
+    when deployment or configuration do not exist for the caller, `Conflict` when the deployment has no pipeline
+    version, or does not run that model, or several versions of it.
     """
     row = await visible_deployment(session, caller, deployment_id, for_change=True)
     version_id, config_ids = await _in_force(session, row.id)
@@ -131,7 +133,10 @@ async def replace_model(
     current = await resolve.configs_of(session, caller, version.definition, Named(config_ids=config_ids))
     kept = [c.config.id for c in current if c.version.id != wanted.version.id]
     if len(kept) == len(current):
-        raise Conflict(f"Deployment {deployment_id} does not run that version of model {wanted.version.model_id!r}.")
+        old = _version_in_place_of(row, current, wanted)
+        kept = [c.config.id for c in current if c.version.id != old.id]
+        definition = resolve.with_version(version.definition, old, wanted.version)
+        version_id = (await pipelines.add_version(session, caller, row.pipeline, definition)).id
     if model_config_id not in config_ids:
         await _put_in_force(session, row.id, version_id, [*kept, model_config_id])
         if row.deployed:
@@ -145,6 +150,20 @@ async def replace_model(
     )
     assert found is not None  # noqa: S101 - put there above, or before
     return found
+
+
+def _version_in_place_of(row: Deployment, current: Sequence[Chosen], wanted: Chosen) -> ModelVersion:
+    """Return the version of the wanted one's model that a deployment runs; raises `Conflict` unless there is one."""
+    found = [c.version for c in current if c.version.models_pk_id == wanted.version.models_pk_id]
+    if len(found) == 1:
+        return found[0]
+    name = wanted.version.model_id
+    if not found:
+        raise Conflict(f"Deployment {row.id} does not run model {name!r}; deploy a pipeline with it.")
+    raise Conflict(
+        f"Deployment {row.id} runs {len(found)} versions of model {name!r}: it is not clear which is to give way. "
+        "Deploy the pipeline with other steps."
+    )
 
 
 async def visible_deployment(

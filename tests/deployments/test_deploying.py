@@ -309,6 +309,61 @@ async def test_a_model_is_replaced_by_another_configuration_of_it(
     assert (await session.get_one(Deployment, number)).revision == 2
 
 
+async def test_a_model_is_replaced_by_another_version_of_it(
+    ann: httpx.AsyncClient, fraud: Fraud, session: AsyncSession, make: Make
+) -> None:
+    body = {"deploy_id": "fraud", "pipeline_version_pk_id": fraud[1].id}
+    number = (await ann.post("/v1/api/pipelines/deploy", json=body)).json()["id"]
+    old = fraud[2]
+    newer = await make.add(
+        ModelVersion(
+            model_id=old.model_id,
+            models_pk_id=old.models_pk_id,
+            status="ready",
+            sha="f" * 64,
+            file_name="fraud.onnx",
+            conversion=old.conversion,
+        )
+    )
+    config = await make.add(ModelConfig(model_id=newer.id, runtime="onnx"))
+
+    row = await service.replace_model(session, ANN, number, config.id)
+    again = await service.replace_model(session, ANN, number, config.id)
+
+    assert again.id == row.id
+    assert row.pipeline_version_pk_id != fraud[1].id
+    version = await session.get_one(PipelineVersion, row.pipeline_version_pk_id)
+    (model,) = version.definition["steps"][0]["ModelInference"]["models"]
+    assert model == {"name": old.model_id, "version": newer.model_version, "sha": "f" * 64}
+    assert old.model_version in str((await session.get_one(PipelineVersion, fraud[1].id)).definition)
+    assert await configs(session, number) == sorted([await config_of(session, old), config.id])  # one of each version
+    assert (await session.get_one(Deployment, number)).revision == 2
+
+
+async def test_which_of_two_versions_is_to_give_way_must_be_said(
+    ann: httpx.AsyncClient, fraud: Fraud, session: AsyncSession, make: Make
+) -> None:
+    old = fraud[2]
+    made = [
+        await make.add(
+            ModelVersion(
+                model_id=old.model_id, models_pk_id=old.models_pk_id, status="ready", sha=letter * 64,
+                file_name="fraud.onnx", conversion=old.conversion,
+            )
+        )
+        for letter in "de"
+    ]  # fmt: skip
+    named = [{"name": v.model_id, "version": v.model_version, "sha": v.sha} for v in (old, made[0])]
+    steps = [{"ModelInference": {"models": named}}, {"MultiOut": {}}]
+    both = await make.add(PipelineVersion(pipeline_pk_id=fraud[0].id, definition={"steps": steps}))
+    body = {"deploy_id": "fraud", "pipeline_version_pk_id": both.id}
+    number = (await ann.post("/v1/api/pipelines/deploy", json=body)).json()["id"]
+    config = await make.add(ModelConfig(model_id=made[1].id, runtime="onnx"))
+
+    with pytest.raises(Conflict, match="2 versions"):
+        await service.replace_model(session, ANN, number, config.id)
+
+
 async def test_redeploying_starts_what_was_stopped_and_leaves_what_runs(
     ann: httpx.AsyncClient, fraud: Fraud, session: AsyncSession
 ) -> None:

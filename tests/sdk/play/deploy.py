@@ -283,6 +283,21 @@ def another_configuration_takes_a_model_s_place(stage: Stage) -> None:
         deployment.replace_model(stage.variant("fraud-half", "half"))
 
 
+@scenario()
+def another_version_takes_a_model_s_place(stage: Stage) -> None:
+    deployment = stage.client().deployment_by_name(f"run-{stage.tag}")
+    other = stage.upload("fraud", stage.models / "half.onnx")
+    wanted = [row[1] * 0.5 for row in stage.sample["rows"][:2]]
+
+    deployment.replace_model(other)
+    found = lambda: probabilities(_pipeline(stage).infer(stage.frame(2)))  # noqa: E731
+    until(lambda: _is_answered(stage, stage.frame(2)) and bool(np.allclose(found(), wanted)), "it answers")
+
+    deployment.replace_model(stage.model())
+    until(lambda: not np.allclose(found(), wanted), "the former version answers again")
+    _expected(stage, _pipeline(stage).infer(stage.frame()))
+
+
 def _is_answered(stage: Stage, frame: pd.DataFrame) -> bool:
     reply = requests.post(
         _pipeline(stage).url(),
