@@ -236,7 +236,9 @@ class FastPath:
                 raise NoTemplate("the outputs are of another shape than before")
             self._output_kinds = kinds
             if logged is not None:
-                if logged.num_rows != reply.num_rows or logged.slice(0, 1).nbytes > self._log_limit_bytes // 2:
+                drops = any(logged.column("metadata").field("dropped").to_pylist())
+                is_large = logged.slice(0, 1).nbytes > self._log_limit_bytes // 2
+                if logged.num_rows != reply.num_rows or drops or is_large:
                     raise NoTemplate("the log keeps less than the reply shows")
                 kind.log_sample = Sample(logged, kind.field, self.outputs)
                 kind.log_schema = kind.log_sample.first.schema
