@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 
 from app.graphql.service import Endpoint
 from app.identity.caller import Caller
+from app.kit.context import Context
 from app.schema import assays, deployments, models, orchestration, pipelines, workspaces
 from tests.conftest import ANN, BOB
 from tests.factories import Make
@@ -50,6 +53,20 @@ def ask() -> Ask:
         return data
 
     return send
+
+
+@pytest.fixture
+def statements(context: Context) -> Iterator[list[str]]:
+    """The statements sent to the database from now on, savepoints aside."""
+    seen: list[str] = []
+
+    def note(*args: Any) -> None:
+        if not re.match(r"(RELEASE |ROLLBACK TO )?SAVEPOINT", args[2]):
+            seen.append(args[2])
+
+    event.listen(context.database.sync_engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(context.database.sync_engine, "before_cursor_execute", note)
 
 
 @dataclass

@@ -44,6 +44,15 @@ async def test_every_query_is_answered(ann: httpx.AsyncClient, ask: Ask, anns: W
     assert {name: data for name, data in answers.items() if None in data.values()} == {}
 
 
+@pytest.mark.parametrize("operation", QUERIES, ids=lambda o: o.name)
+async def test_a_query_is_one_statement_however_many_rows_there_are(
+    operation: Operation, ann: httpx.AsyncClient, ask: Ask, anns: World, statements: list[str]
+) -> None:
+    await ask(ann, operation.text, **_filled(operation, anns))
+
+    assert len(statements) == 1
+
+
 @pytest.mark.parametrize("operation", MUTATIONS, ids=lambda o: o.name)
 async def test_a_mutation_is_carried_out(operation: Operation, ann: httpx.AsyncClient, ask: Ask, anns: World) -> None:
     data = await ask(ann, operation.text, **_filled(operation, anns))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.graphql.documents import Documents
@@ -16,26 +15,11 @@ from app.graphql.select import Selector
 from app.graphql.selections import Selections, read_variables
 from app.graphql.service import Endpoint
 from app.graphql.sight import Sight
-from app.kit.context import Context
 from app.models.tables import ModelVersion
 from tests.conftest import ADA, ANN
 from tests.factories import Make
 from tests.graphql.conftest import Ask, World
 from tests.graphql.documents import QUERIES
-
-
-@pytest.fixture
-def statements(context: Context) -> Iterator[list[str]]:
-    """The statements sent to the database from now on, savepoints aside."""
-    seen: list[str] = []
-
-    def note(*args: Any) -> None:
-        if not re.match(r"(RELEASE |ROLLBACK TO )?SAVEPOINT", args[2]):
-            seen.append(args[2])
-
-    event.listen(context.database.sync_engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(context.database.sync_engine, "before_cursor_execute", note)
 
 
 async def test_a_query_is_one_statement(ann: httpx.AsyncClient, ask: Ask, anns: World, statements: list[str]) -> None:
