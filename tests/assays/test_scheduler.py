@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import pairwise
@@ -337,6 +339,96 @@ async def test_two_schedulers_at_once_compute_each_window_once(
         await session.commit()
     assert total == distinct == 4 * 12
     assert min(shares) > 0
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from datetime import datetime
+from pathlib import Path
+from app.assays import scheduler
+from app.kit import db
+from app.kit.context import Context
+from app.kit.events import Events
+from app.kit.storage import open_storage
+from app.settings import Settings
+from tests.assays.conftest import FixedClock
+
+moment, url, home, now = sys.argv[1:]
+calls = 0
+
+def die_on(nth):
+    global calls
+    calls += 1
+    if calls == nth:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+analyse_windows, write = scheduler.analyse_windows, scheduler._write
+
+def dies_while_computing(*given):
+    for result in analyse_windows(*given):
+        die_on(8)  # in the middle of the third batch
+        yield result
+
+async def dies_before_the_commit(session, *given):
+    await write(session, *given)
+    await session.flush()
+    die_on(3)
+
+scheduler.BATCH = 3
+if moment == "computing":
+    scheduler.analyse_windows = dies_while_computing
+else:
+    scheduler._write = dies_before_the_commit
+
+async def main():
+    engine = db.connect(url, pool=2)
+    settings = Settings(home=Path(home))
+    clock = FixedClock(datetime.fromisoformat(now))
+    events, storage = Events(db.plain_url(url)), open_storage(settings.blobs_url)
+    context = Context(settings, engine, db.sessions_on(engine), events, storage, clock)
+    while await scheduler.tick(context):
+        pass
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["computing", "writing"])
+async def test_a_scheduler_that_is_killed_leaves_nothing_half_done(
+    two_processes: tuple[Context, Context], postgres_url: str, clock: FixedClock, moment: str
+) -> None:
+    context, _ = two_processes
+    async with context.sessions() as session:
+        make = Make(session)
+        workspace: Workspace = await make.workspace(owner=ANN)
+        pipeline, _ = await make.pipeline(workspace, name="shared")
+    topic = f"workspace-{workspace.id}-pipeline-shared-inference"
+    append(context.settings.logs_root, topic, records([(DAY0 + timedelta(hours=i), float(i % 17)) for i in range(96)]))
+    body = config(pipeline, run_until=(DAY0 + 4 * DAY).isoformat())
+    body["window"] |= {"width": "6 hours"}
+    from app.assays import schemas, v1_service
+
+    await v1_service.create(context, ANN, schemas.ConfigIn(**body))
+    told = (moment, postgres_url, str(context.settings.home), clock.now().isoformat())
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, *told)
+    status = await killed.wait()
+
+    async with context.sessions() as session:
+        before = await rows(session)
+    at_once = await scheduler.tick(context)
+    clock.moment += scheduler.LEASE
+    await drain(context)
+    async with context.sessions.begin() as session:
+        after = await rows(session)
+        await session.execute(delete(AssayWatch))
+        await session.execute(delete(type(pipeline)).where(type(pipeline).id == pipeline.id))
+        await session.execute(delete(Workspace).where(Workspace.id == workspace.id))
+
+    assert status == -signal.SIGKILL
+    assert len(before) == 6  # two batches; of the third nothing
+    assert at_once == 0  # for all we know it is still being computed
+    assert [row.window_start for row in after] == [DAY0 + DAY + k * timedelta(hours=6) for k in range(12)]
+    assert {row.status for row in after} <= {"Ok", "Warning", "Alert"}
 
 
 def test_a_schedule_by_cron_counts_days_from_sunday() -> None:
