@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -19,6 +20,8 @@ from engine.logs.errors import CorruptLog
 from engine.logs.frames import BATCH, INDEX_DTYPE, MANY, SCHEMA, IndexArray
 from engine.logs.manifest import Manifest, Segment
 from engine.logs.projection import Path_, project, rebuild
+
+_SMALL_INDEX_BYTES = 128 << 10
 
 
 class SegmentView(Protocol):
@@ -76,11 +79,14 @@ class _SealedSegment:
 
     @property
     def index(self) -> IndexArray:
-        """One entry per batch; mapped, not read."""
+        """One entry per batch; a large one is mapped, which costs a descriptor, a small one is read."""
         if self._index is None:
             with (self._folder / self.entry.index).open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._index = np.frombuffer(mapped, dtype=INDEX_DTYPE)
+                if self.entry.batches * INDEX_DTYPE.itemsize <= _SMALL_INDEX_BYTES:
+                    self._index = np.frombuffer(file.read(), dtype=INDEX_DTYPE)
+                else:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._index = np.frombuffer(mapped, dtype=INDEX_DTYPE)
         return self._index
 
     def schema(self, number: int) -> pa.Schema:
@@ -91,31 +97,38 @@ class _SealedSegment:
 
 
 class _Touched:
-    """The maps that were read lately. They are let go together, so that who pages through a large log does not keep
-    all of it in its process.
+    """The maps that were read lately, oldest first. What was read is let go together, and only so many stay open: who
+    pages through a large log keeps neither all of it in its process nor all of its files open.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, limit_maps: int) -> None:
         self._limit_bytes = limit_bytes
+        self._limit_maps = limit_maps
         self._size = 0
-        self._maps: weakref.WeakSet[MappedSegment] = weakref.WeakSet()
+        self._maps: OrderedDict[int, weakref.ref[MappedSegment]] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, segment: MappedSegment, size: int) -> None:
         """Take note of a read."""
+        past = []
         with self._lock:
-            self._maps.add(segment)
+            self._maps[id(segment)] = weakref.ref(segment)
+            self._maps.move_to_end(id(segment))
+            while len(self._maps) > self._limit_maps:
+                past.append(self._maps.popitem(last=False)[1])
             self._size += size
-            if self._size < self._limit_bytes:
-                return
-            maps = list(self._maps)
-            self._maps.clear()
-            self._size = 0
-        for one in maps:
-            one.let_go()
+            all_of_them = list(self._maps.values()) if self._size >= self._limit_bytes else []
+            if all_of_them:
+                self._size = 0
+        for ref in past:
+            if (one := ref()) is not None:
+                one.close()
+        for ref in all_of_them:
+            if (one := ref()) is not None:
+                one.let_go()
 
 
-_touched = _Touched(64 << 20)
+_touched = _Touched(64 << 20, 128)
 
 
 class MappedSegment(_SealedSegment):
@@ -134,16 +147,22 @@ class MappedSegment(_SealedSegment):
         return whole if columns is None else project(whole, columns)
 
     def _file(self) -> pa.Buffer:
-        if self._mapped is None:
+        found = self._mapped
+        if found is None:
             with (self._folder / self.entry.file).open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._mapped = pa.py_buffer(self._map)
-        return self._mapped
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map, self._mapped = mapped, (found := pa.py_buffer(mapped))
+        return found
 
     def let_go(self) -> None:
         """Take what was read out of this process's memory; it stays in the system's cache, and batches stay good."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+        mapped = self._map
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmap the file as soon as no batch of it is in use; it is mapped again when it is needed."""
+        self._map = self._mapped = None
 
 
 class ParquetSegment(_SealedSegment):

@@ -256,6 +256,45 @@ print(rows, most - before)
 """
 
 
+MANY_FILES = """
+import resource, sys
+from engine.logs.ordered import read_ordered
+from engine.logs.query import Order, read_page, scan
+from engine.logs.store import LogStore
+from tests.logs.rows import ids_of
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (220, 220))
+store = LogStore(sys.argv[1])
+everything = list(range(1_500))
+for order, wanted in ((Order.ASC, everything), (Order.DESC, everything[::-1])):
+    positions, seen = {}, []
+    while (page := read_page(store, "topic", order=order, page_size=40, positions=positions)).table.num_rows:
+        seen += ids_of(page.table)
+        positions = page.next
+    assert seen == wanted
+    cursor, seen = None, []
+    while True:
+        page = read_ordered(store, "topic", order=order, page_size=40, cursor=cursor)
+        seen += ids_of(page.table)
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == wanted
+assert [i for rows in scan(store, "topic") for i in ids_of(rows)] == everything
+"""
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_log_of_many_files_is_read_with_few_descriptors(tmp_path: Path, cold: bool) -> None:
+    fill(tmp_path, groups=300, segment_rows=5)
+    if cold:
+        assert upkeep(tmp_path, Policy(cold_after_s=0, grace_s=0, merge_segments=1000)).cooled == 300
+
+    ran = subprocess.run([sys.executable, "-c", MANY_FILES, str(tmp_path)], capture_output=True, text=True, check=False)
+
+    assert ran.stderr == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", list(Order))
 def test_a_readers_memory_is_bounded_by_its_page(tmp_path: Path, order: Order) -> None:
