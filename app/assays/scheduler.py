@@ -45,7 +45,7 @@ LEASE = timedelta(minutes=2)
 """After which a claim counts as left behind by a process that was killed."""
 POLL_S = 5.0
 FIRST_RECHECK, RECHECKS = timedelta(minutes=1), 15
-"""An empty window is looked at again after one minute, two, four …: for about three weeks."""
+"""A window that was empty or could not be read is looked at again after one minute, two, four …: for three weeks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +126,17 @@ async def _claim(context: Context) -> Claim | None:
 
 
 async def _advance(context: Context, claim: Claim) -> None:
-    began = context.clock.now()
+    began, is_unread = context.clock.now(), False
     try:
-        rows, reached = await in_thread(context, lambda scan: _compute(scan, claim))
+        rows, reached = await _computed(context, claim)
     except Exception as exc:  # one window that cannot be computed must not stop the clock
         if not isinstance(exc, AppError):
             log.exception("assays.failed", watch=claim.watch_id)
-        batch, _ = _batch(claim)
+        batch, _ = _batch(claim, 1)
         reason = (
             exc.message if isinstance(exc, AppError) else f"The window could not be computed: {type(exc).__name__}."
         )
-        rows = [_failed(window, reason) for window in batch[:1]]
+        rows, is_unread = [_failed(window, reason) for window in batch], True
         reached = batch[0].end if batch else claim.until
     now = context.clock.now()
     async with context.sessions.begin() as session:
@@ -149,14 +149,21 @@ async def _advance(context: Context, claim: Claim) -> None:
         if held is None:
             log.info("assays.claim_lost", watch=claim.watch_id)
             return
-        await _write(session, claim, rows, now)
+        await _write(session, claim, rows, now, is_unread=is_unread)
     log.debug("assays.computed", watch=claim.watch_id, windows=len(rows))
 
 
-async def _write(session: AsyncSession, claim: Claim, rows: list[Json], now: datetime) -> None:
+async def _computed(context: Context, claim: Claim) -> tuple[list[Json], datetime]:
+    try:
+        return await in_thread(context, lambda scan: _compute(scan, claim, BATCH))
+    except Exception:  # whichever window it was: the first alone tells whether it is that one
+        return await in_thread(context, lambda scan: _compute(scan, claim, 1))
+
+
+async def _write(session: AsyncSession, claim: Claim, rows: list[Json], now: datetime, *, is_unread: bool) -> None:
     watch = await session.get_one(AssayWatch, claim.watch_id, populate_existing=True)
     for row in rows:
-        recheck = now + FIRST_RECHECK if row["status"] == "Empty" else None
+        recheck = now + FIRST_RECHECK if row["status"] == "Empty" or is_unread else None
         values = row | {"watch_id": claim.watch_id, "analyzed_at": now, "recheck_at": recheck}
         made = await session.scalar(
             insert(AssayResult).values(values).on_conflict_do_nothing().returning(AssayResult.id)
@@ -171,9 +178,9 @@ async def _write(session: AsyncSession, claim: Claim, rows: list[Json], now: dat
     await session.flush()
 
 
-def _compute(scan: Scan, claim: Claim) -> tuple[list[Json], datetime]:
-    """Compute up to a batch of windows; returns their rows and up to when windows were dealt with."""
-    batch, reached = _batch(claim)
+def _compute(scan: Scan, claim: Claim, most: int) -> tuple[list[Json], datetime]:
+    """Compute up to `most` windows; returns their rows and up to when windows were dealt with."""
+    batch, reached = _batch(claim, most)
     rows: list[Json] = []
     empty: list[Window] = []
     stop = time.monotonic() + LONGEST_S
@@ -194,15 +201,15 @@ def _compute(scan: Scan, claim: Claim) -> tuple[list[Json], datetime]:
     return rows, reached
 
 
-def _batch(claim: Claim) -> tuple[list[Window], datetime]:
-    """Return the next windows without results, and up to when there are no others."""
+def _batch(claim: Claim, most: int) -> tuple[list[Window], datetime]:
+    """Return the next windows without results, at most `most`, and up to when there are no others."""
     batch: list[Window] = []
     for window in claim.schedule.windows(claim.begin, claim.until):
         if claim.known_to is not None and window.start > claim.known_to:
             break
         if not any(start <= window.start and window.end <= end for start, end in claim.done):
             batch.append(window)
-        if len(batch) == BATCH:
+        if len(batch) == most:
             return batch, window.end
     else:
         return batch, max(claim.begin, claim.until)
@@ -279,7 +286,10 @@ def _row(plan: Plan, result: Analysis) -> Json:
 
 
 async def _look_again(context: Context) -> int:
-    """See whether records came late for windows that were empty; returns for how many they did."""
+    """See whether records came late for windows that were empty, and whether those that could not be read now can.
+
+    Returns for how many; they are computed anew.
+    """
     now = context.clock.now()
     async with context.sessions.begin() as session:
         due = list(
@@ -299,7 +309,7 @@ async def _look_again(context: Context) -> int:
     found = 0
     for row in due:
         plan, schedule = plans[row.watch_id]
-        if await in_thread(context, partial(_has_records, plan=plan, schedule=schedule, row=row)):
+        if await _is_worth_it(context, plan, schedule, row):
             found += 1
             async with context.sessions.begin() as session:
                 await session.execute(delete(AssayResult).where(AssayResult.id == row.id))
@@ -311,6 +321,20 @@ async def _look_again(context: Context) -> int:
                     .values(next_run=func.least(AssayWatch.next_run, first), claimed_by=None, claimed_until=None)
                 )
     return found
+
+
+async def _is_worth_it(context: Context, plan: Plan, schedule: Schedule, row: AssayResult) -> bool:
+    try:
+        if row.status == "Empty":
+            return await in_thread(context, partial(_has_records, plan=plan, schedule=schedule, row=row))
+        return await in_thread(context, partial(_can_be_computed, plan=plan, row=row))
+    except Exception as exc:  # it is looked at again later
+        log.warning("assays.still_failing", watch=row.watch_id, error=str(exc))
+        return False
+
+
+def _can_be_computed(scan: Scan, plan: Plan, row: AssayResult) -> bool:
+    return len(list(analyse_windows(scan, plan, [Window(row.window_start, row.window_end)]))) == 1
 
 
 def _has_records(scan: Scan, plan: Plan, schedule: Schedule, row: AssayResult) -> bool:

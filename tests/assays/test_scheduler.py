@@ -186,21 +186,56 @@ async def test_even_a_bug_costs_one_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await call(ann, "create", config(house.pipeline))
-    real, broken = scheduler._compute, [True]
+    real = scheduler.analyse_windows
 
-    def compute(scan: Any, claim: Any) -> Any:
-        if broken:
-            broken.pop()
-            raise ZeroDivisionError
-        return real(scan, claim)
+    def broken(scan: Any, plan: Any, windows: list[Window]) -> Any:
+        for result in real(scan, plan, windows):
+            if result.window.start == DAY0 + 5 * DAY:
+                raise ZeroDivisionError
+            yield result
 
-    monkeypatch.setattr(scheduler, "_compute", compute)
+    monkeypatch.setattr(scheduler, "analyse_windows", broken)
     await drain(context)
 
-    statuses = [row.status for row in await rows(session)]
-    assert statuses[0] == "Failed"
-    assert statuses.count("Failed") == 1
-    assert len(statuses) == 7
+    found = await rows(session)
+    assert [row.window_start for row in found if row.status == "Failed"] == [DAY0 + 5 * DAY]
+    assert [row.window_start for row in found if row.scores] == [DAY0 + k * DAY for k in (1, 2, 4, 6, 7)]
+    assert len(found) == 7
+
+
+async def test_what_could_not_be_read_is_computed_when_it_can_be_read_again(
+    ann: httpx.AsyncClient,
+    house: House,
+    clock: FixedClock,
+    context: Context,
+    session: AsyncSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = (await call(ann, "create", config(house.pipeline)))["assay_id"]
+    real = scheduler.analyse_windows
+
+    def unreadable(*given: Any) -> Any:
+        raise OSError("the archive does not answer")
+
+    monkeypatch.setattr(scheduler, "analyse_windows", unreadable)
+    await drain(context)
+    failed = await rows(session)
+    for _ in range(3):  # it is tried again, with growing pauses
+        clock.moment += timedelta(minutes=1)
+        await drain(context)
+    tried = {row.rechecks for row in await rows(session)}
+    monkeypatch.setattr(scheduler, "analyse_windows", real)
+    clock.moment += timedelta(hours=1)
+    await drain(context)
+
+    assert [row.status for row in failed] == ["Failed"] * 7
+    assert "OSError" in (failed[0].reason or "")
+    assert tried == {2}
+    results = await call(ann, "get_results", {"assay_id": made})
+    assert [r["score"] for r in results] == [
+        r["score"] for r in await call(ann, "run_interactive", config(house.pipeline))
+    ]
+    assert {row.status for row in await rows(session)} == {"Ok", "Alert", "Empty"}
 
 
 async def test_records_that_come_late_are_assayed_like_any_other(
@@ -369,8 +404,8 @@ def dies_while_computing(*given):
         die_on(8)  # in the middle of the third batch
         yield result
 
-async def dies_before_the_commit(session, *given):
-    await write(session, *given)
+async def dies_before_the_commit(session, *given, **named):
+    await write(session, *given, **named)
     await session.flush()
     die_on(3)
 
