@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import structlog
 from sqlalchemy import func, select
 
 from app.assays import scheduler, schemas, v1_service
@@ -171,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="records of a pipeline in an hour")
     parser.add_argument("--json", action="store_true", help="print one line for another program")
     given = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # debug lines cost time
     with tempfile.TemporaryDirectory() as made:
         server = EmbeddedPostgres(Path(made) / "postgres")
         url = server.start()
