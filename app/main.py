@@ -69,6 +69,7 @@ ROUTERS: list[APIRouter] = [
     inference.router,
     logs.router,
     deployments.internal,
+    orchestration.internal,
     assays_v1.router,
     assays_v2.router,
 ]

@@ -155,6 +155,17 @@ class Settings(BaseSettings):
     task_url: str | None = Field(
         default=None, description="URL at which tasks reach this server; default the loopback address and the port."
     )
+    task_runtime: Literal["local", "kubernetes"] | None = Field(
+        default=None, description="Where tasks run; default where engines run (`POTOROO_RUNTIME`)."
+    )
+    task_image: str | None = Field(
+        default=None, description="Image of task pods, which holds this server's code; default the engines' image."
+    )
+    task_namespace: str = Field(default="potoroo-tasks", description="Kubernetes namespace of task pods.")
+    task_environments_claim: str | None = Field(
+        default=None,
+        description="Volume claim in that namespace where task pods keep environments; unset: each run makes its own.",
+    )
     package_index: SecretStr | None = Field(
         default=None, description="Package index for the environments of tasks; unset: the machine's own configuration."
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import shutil
 from collections import deque
 from pathlib import Path
 
+from sqlalchemy import select
+
 from app.kit.context import Context
+from app.orchestration.runtimes import runtime_of
 from app.orchestration.tables import TaskRun
 from app.settings import Settings
 
@@ -19,6 +22,16 @@ def run_folder(settings: Settings, run_id: object) -> Path:
 def log_files(folder: Path) -> list[Path]:
     """Return the files of a run's output, oldest first."""
     return sorted(folder.glob("log.*"), key=lambda path: int(path.suffix[1:]))
+
+
+def joined(folder: Path) -> Path:
+    """Return the whole output of a run that is over, as one file."""
+    whole = folder / "whole.log"
+    with whole.open("wb") as sink:
+        for path in log_files(folder):
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, sink)
+    return whole
 
 
 async def lines_of(context: Context, run: TaskRun, newest: int | None) -> list[str]:
@@ -36,11 +49,19 @@ async def lines_of(context: Context, run: TaskRun, newest: int | None) -> list[s
         if rest:
             kept.append(rest)
     else:
-        await asyncio.to_thread(_read, run_folder(context.settings, run.id), kept)
+        kept.extend(await runtime_of(context).lines(str(run.id), newest))
+        if not kept and run.status in ("queued", "running"):  # it may have ended since the row was read
+            async with context.sessions() as session:
+                log_key = await session.scalar(select(TaskRun.log_key).where(TaskRun.id == run.id))
+            if log_key is not None:
+                run.log_key = log_key
+                return await lines_of(context, run, newest)
     return [line.decode("utf-8", "replace") for line in kept]
 
 
-def _read(folder: Path, kept: deque[bytes]) -> None:
+def newest_lines(folder: Path, newest: int | None) -> list[bytes]:
+    """Return the lines written so far into `folder`, oldest first; with `newest` only so many of the last."""
+    kept: deque[bytes] = deque(maxlen=newest)
     for path in log_files(folder):
         try:
             lines = path.read_bytes().split(b"\n")
@@ -48,3 +69,4 @@ def _read(folder: Path, kept: deque[bytes]) -> None:
             continue
         lines.pop()  # what follows the last line's end is not whole yet
         kept.extend(lines)
+    return list(kept)

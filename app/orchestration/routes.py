@@ -10,16 +10,17 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from app.errors import Invalid, NotFound
-from app.identity.caller import CurrentCaller, authenticator_of, current_caller
+from app.identity.caller import CurrentCaller, authenticator_of, bearer_token, current_caller
 from app.kit.clients import Client, client_of
 from app.kit.context import context_of
 from app.kit.db import Session
 from app.kit.multipart import Form, boundary_of
-from app.orchestration import listings, schemas, service, uploads, views
+from app.orchestration import bundle_access, listings, schemas, service, uploads, views
 from app.orchestration.logs import lines_of
 from app.orchestration.tables import TaskRun
 
 router = APIRouter(prefix="/v1/api", tags=["orchestration"])
+internal = APIRouter(prefix="/internal", include_in_schema=False)
 
 
 def calling_client(request: Request) -> Client:
@@ -213,3 +214,17 @@ async def get_logs_for_run(request: Request, caller: CurrentCaller, wanted: sche
     async with context.sessions() as session:
         row = await service.run(session, caller, wanted.id)
     return schemas.LogsOut(logs=await lines_of(context, row, wanted.lines))
+
+
+@internal.get("/bundles/{run_id}")
+async def get_bundle(request: Request, run_id: uuid.UUID) -> StreamingResponse:
+    """Give a run on another machine its bundle; it proves itself by the secret it was started with."""
+    context = context_of(request)
+    bundle_access.check_token(context, run_id, bearer_token(request))
+    async with context.sessions() as session:
+        blob = service.blob_key(await bundle_access.sha_of(session, run_id))
+    size = await context.storage.size(blob)
+    if size is None:
+        raise NotFound(f"The bundle of task run {run_id} is gone from the storage.")
+    headers = {"Content-Length": str(size)}
+    return StreamingResponse(context.storage.stream(blob), media_type="application/zip", headers=headers)

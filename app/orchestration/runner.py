@@ -29,8 +29,8 @@ _LINE_BYTES = 16 * 1024
 class Log:
     """The task's output, bounded: its beginning is kept, and of the rest the newest part."""
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, limit_bytes: int, *, echo: bool = False) -> None:
+        self._folder, self._echo = folder, echo
         self._head_limit = limit_bytes // 2
         self._part_limit = limit_bytes // 4
         self._number = 0
@@ -39,7 +39,16 @@ class Log:
         self.dropped_bytes = 0
 
     def write(self, data: bytes) -> None:
-        """Append whole lines."""
+        """Append whole lines; with `echo` they go to the standard output, too."""
+        if self._echo:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        while len(data) > self._part_limit and (cut := data.rfind(b"\n", 0, self._part_limit) + 1):
+            self._append(data[:cut])
+            data = data[cut:]
+        self._append(data)
+
+    def _append(self, data: bytes) -> None:
         limit = self._head_limit if self._number == 0 else self._part_limit
         if self._size + len(data) > limit and self._size:
             self._turn()
@@ -187,7 +196,7 @@ class Runner:
 
     def __init__(self, spec: dict[str, Any], folder: Path) -> None:
         self.spec, self.folder = spec, folder
-        self.log = Log(folder, spec["log_bytes"])
+        self.log = Log(folder, spec["log_bytes"], echo=spec.get("echo", False))
         self.cage = Cage(spec["run_id"], spec["processes"])
         self.stop_reason: str | None = None
         self.peak_bytes = 0
@@ -255,7 +264,9 @@ class Runner:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         self.cage.enter()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if os.geteuid() != 0:  # counted per user, so on top of what the user has already
+        if os.geteuid() != 0 and self.spec.get(
+            "user_limit", True
+        ):  # counted per user, so on top of what the user has already
             own = sum(1 for p in Path("/proc").glob("[0-9]*") if _owner(p) == os.geteuid())
             _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
             limit = own + int(self.spec["processes"])
@@ -358,6 +369,8 @@ def main() -> None:
         result = runner.run()
     except OSError as exc:
         result = {"status": "failure", "text": f"The task could not be started: {exc}.", "exit_code": None}
+    if "termination_log" in spec:  # in a pod, the last words of a container are read from there
+        Path(spec["termination_log"]).write_text(json.dumps(result))
     draft = folder / "result.json.new"
     draft.write_text(json.dumps(result))
     draft.replace(folder / "result.json")

@@ -21,25 +21,16 @@ from app.kit import worker
 from app.kit.context import Context
 from app.kit.events import notify
 from app.orchestration import service
+from app.orchestration.runtimes import runtime_of, task_url
 from app.orchestration.runtimes.base import Outcome, RunSpec, TaskRuntime
-from app.orchestration.runtimes.local import LocalTasks
 from app.orchestration.tables import Orchestration, Task, TaskRun
 
 log = structlog.get_logger()
 
-PART = "task_runtime"
 _POLL_S = 1.0
 _LEASE = timedelta(seconds=60)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1, 300
 _WORKER_GONE = "The worker that ran it was stopped."
-
-
-def runtime_of(context: Context) -> TaskRuntime:
-    """Return the process's runtime for tasks."""
-    runtime: TaskRuntime | None = context.parts.get(PART)
-    if runtime is None:
-        runtime = context.parts[PART] = LocalTasks(context.settings)
-    return runtime
 
 
 async def work(context: Context) -> None:
@@ -127,8 +118,8 @@ async def carry_out(context: Context, key: uuid.UUID, stop: asyncio.Event) -> No
             token_file = None
             if run.task.orchestration.status == "ready":
                 with contextlib.suppress(AppError):  # no tokens to give (an external provider): the task runs without
-                    url = context.settings.task_url or context.settings.local_url
-                    token = await tokens.offline_token(context, session, run.task.owner_id, base_url=url)
+                    owner, url = run.task.owner_id, task_url(context)
+                    token = await tokens.offline_token(context, session, owner, base_url=url)
                     session_id, token_file = token.session_id, token.document
         outcome = await _executed(context, runtime, run, token_file, stop)
     except asyncio.CancelledError:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kit.context import Context
+from app.orchestration import bundle_access
 from app.orchestration.tables import TaskRun
 from tests.conftest import ANN
 from tests.factories import Make
@@ -217,6 +218,24 @@ async def test_a_bundle_is_downloaded_as_it_was_sent(
 
     assert answer.content == by_query.content == BUNDLE
     assert (await nobody.get("/v1/api/orchestration/download", params={"id": orch})).status_code == 401
+
+
+async def test_a_run_on_another_machine_fetches_its_bundle_while_it_goes_on(
+    ann: httpx.AsyncClient, nobody: httpx.AsyncClient, lab: int, session: AsyncSession, context: Context
+) -> None:
+    task = await task_of(ann, lab)
+    run = await add_run(session, task, "running")
+
+    async def fetched(made_for: str) -> httpx.Response:
+        bearer = {"Authorization": f"Bearer {bundle_access.token_for(context, made_for)}"}
+        return await nobody.get(f"/internal/bundles/{run}", headers=bearer)
+
+    assert (await fetched(run)).content == BUNDLE
+    assert (await fetched(str(uuid.uuid4()))).status_code == 401
+    assert (await nobody.get(f"/internal/bundles/{run}")).status_code == 401
+    assert (await ann.get(f"/internal/bundles/{run}")).status_code == 401
+    await add_run(session, task, "success")
+    assert (await fetched(run)).status_code == 404
 
 
 async def test_list_all_shows_tasks_and_workspaces(ann: httpx.AsyncClient, lab: int, session: AsyncSession) -> None:

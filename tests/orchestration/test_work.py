@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from app.kit import worker
 from app.kit.context import Context
 from app.kit.storage import Blob
-from app.orchestration import logs, packaging, runs, scheduler, service
+from app.orchestration import logs, packaging, runs, runtimes, scheduler, service
 from app.orchestration.bundles import Bundle
 from app.orchestration.runtimes.base import Outcome, RunSpec
 from app.orchestration.schemas import RunIn
@@ -70,8 +70,8 @@ def clock(committed: Context) -> FastClock:
 
 @pytest.fixture
 def fake(committed: Context) -> FakeTasks:
-    committed.parts[runs.PART] = FakeTasks()
-    return committed.parts[runs.PART]
+    committed.parts[runtimes.PART] = FakeTasks()
+    return committed.parts[runtimes.PART]
 
 
 async def bundle(context: Context, files: dict[str, bytes | str] | None = None, status: str = "ready") -> Orchestration:

@@ -48,6 +48,10 @@ class TaskRuntime(Protocol):
         """Run to the end; when `stop` is set, end it early. Cancelled, it stops everything the run started."""
         ...
 
+    async def lines(self, run_id: str, newest: int | None) -> list[bytes]:
+        """Return what a run that goes on has written, oldest first; with `newest` only so many of the last lines."""
+        ...
+
     async def clean(self, run_id: str) -> None:
         """Remove what is left of a run, its processes too; no error when there is nothing."""
         ...

@@ -18,7 +18,7 @@ from pathlib import Path
 from app.kit.secrets import write_private
 from app.orchestration import bundles
 from app.orchestration.environments import folder_of, python_of
-from app.orchestration.logs import log_files, run_folder
+from app.orchestration.logs import joined, newest_lines, run_folder
 from app.orchestration.runtimes.base import Outcome, RunSpec
 from app.settings import Settings
 
@@ -41,8 +41,8 @@ _PASSED_ON = (
 class LocalTasks:
     """Tasks as processes below this one, each kept by a runner of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, url: str) -> None:
+        self._settings, self._url = settings, url
 
     async def execute(self, spec: RunSpec, stop: asyncio.Event) -> Outcome:
         """Run to the end; when `stop` is set, end it early. Cancelled, it stops everything the run started."""
@@ -108,7 +108,6 @@ class LocalTasks:
 
     def _environment(self, spec: RunSpec, home: Path) -> dict[str, str]:
         settings = self._settings
-        url = settings.task_url or settings.local_url
         environment = folder_of(settings, spec.environment)
         passed_on = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
         return passed_on | {
@@ -121,14 +120,18 @@ class LocalTasks:
             "NO_PROXY": ",".join(filter(None, [passed_on.get("NO_PROXY"), "127.0.0.1", "localhost"])),
             "POTOROO_RUN_ID": spec.run_id,
             "WALLAROO_TASK_ID": spec.task_id,
-            "WALLAROO_URL": url,
-            "WALLAROO_AUTH_URL": url,
+            "WALLAROO_URL": self._url,
+            "WALLAROO_AUTH_URL": self._url,
             "TASK_ID": spec.task_id,
             "TASK_DEBUG": "true" if spec.debug else "false",
             "ORCH_ID": spec.orchestration_id,
             "ORCH_SHA": spec.sha,
             "ORCH_OWNER_ID": spec.owner_id,
         }
+
+    async def lines(self, run_id: str, newest: int | None) -> list[bytes]:
+        """Return what a run that goes on has written, oldest first; with `newest` only so many of the last lines."""
+        return await asyncio.to_thread(newest_lines, run_folder(self._settings, run_id), newest)
 
     async def clean(self, run_id: str) -> None:
         """Remove what is left of a run, its processes too; no error when there is nothing."""
@@ -137,11 +140,7 @@ class LocalTasks:
 
 def _outcome(folder: Path, code: int | None, complaint: bytes) -> Outcome:
     """Return how the runner says the run ended, with its output in one file."""
-    whole = folder / "whole.log"
-    with whole.open("wb") as sink:
-        for path in log_files(folder):
-            with path.open("rb") as source:
-                shutil.copyfileobj(source, sink)
+    whole = joined(folder)
     try:
         result = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:

@@ -275,7 +275,7 @@ def a_task_that_fails_says_why(stage: Stage) -> None:
 def a_task_over_its_time_is_stopped(stage: Stage) -> None:
     [done] = _ended(_waiting(stage).run_once(name="slow", json_args={"sleep": 600}, timeout=10))
 
-    assert done._status == ("timed_out" if since("2023.4") else "failure")
+    assert done._status == ("timed_out" if since("2024.1") else "failure")
     assert any("time limit of 10 s" in line for line in _said(done))
 
 
