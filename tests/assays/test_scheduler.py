@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from typer.testing import CliRunner
 
 from app.assays import scheduler
 from app.assays.tables import Assay, AssayResult, AssayWatch
 from app.kit import db
 from app.kit.context import Context
+from app.logs.cli import logs
 from app.workspaces.tables import Workspace
 from engine.assays import Window
 from tests.assays.conftest import FixedClock, House
@@ -256,6 +262,44 @@ async def test_records_that_come_late_are_assayed_like_any_other(
     assert [r["window_summary"]["count"] for r in results][2] == 60
     assert len(results) == 7
     assert not [row for row in await rows(session) if row.status == "Empty"]
+
+
+async def test_history_imported_in_any_way_is_assayed_like_any_other(
+    ann: httpx.AsyncClient,
+    house: House,
+    clock: FixedClock,
+    context: Context,
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POTOROO_HOME", str(context.settings.home))
+    imported, _ = await make.pipeline(house.workspace, name="imported")
+    topic = f"workspace-{house.workspace.id}-pipeline-imported-inference"
+    parts = [records([(t, v) for t, v in house.past.rows if (t - DAY0).days in days]) for days in ({0, 1}, {2, 4}, {5})]
+    rest = records([(t, v) for t, v in house.past.rows if (t - DAY0).days > 5])
+    with pa.ipc.new_file(tmp_path / "a.arrow", parts[0].schema) as writer:
+        writer.write_batch(parts[0])
+    with pa.ipc.new_file(tmp_path / "b.arrow", parts[1].schema) as writer:
+        writer.write_batch(parts[1])
+    pq.write_table(pa.Table.from_batches([parts[2]]), tmp_path / "c.parquet")
+    (tmp_path / "d.json").write_text("".join(json.dumps(row) + "\n" for row in rest.to_pylist()))
+
+    sent = await ann.post(
+        f"/v1/logs/topic/{topic}/partition/import",
+        content=(tmp_path / "a.arrow").read_bytes(),
+        headers={"content-type": "application/vnd.apache.arrow.file"},
+    )
+    for name in ("b.arrow", "c.parquet", "d.json"):
+        done = CliRunner().invoke(logs, ["import", topic, str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+    made = [(await call(ann, "create", config(p, name=p.pipeline_id)))["assay_id"] for p in (house.pipeline, imported)]
+    await drain(context)
+
+    assert sent.status_code == 200
+    logged, found = [await call(ann, "get_results", {"assay_id": one}) for one in made]
+    assert [r["window_summary"]["count"] for r in found] == [181] * 6
+    assert [(r["window_start"], r["score"]) for r in found] == [(r["window_start"], r["score"]) for r in logged]
 
 
 async def test_switching_on_looks_at_empty_windows_at_once(
