@@ -368,7 +368,7 @@ class Lane:
         engine, pipeline = self.engine, self.pipeline
         try:
             decoded = formats.decode(content_type, body, pipeline)
-            if not decoded.batch.num_rows:
+            if not decoded.batch.num_rows or not fast.can_learn(body, decoded.batch, is_arrow):
                 return
             first = decoded.batch.slice(0, 1)
             answer = pipeline.run(first)

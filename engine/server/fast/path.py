@@ -32,6 +32,8 @@ Tensor = np.ndarray[Any, Any]
 
 TEMPLATE_BYTES = 64 * 1024 * 1024
 """Encoded templates kept per pipeline; the least recently used go first."""
+NEAR_LIMIT = 0.95
+"""Rows whose record is larger than this part of the limit are left to the plain path, which measures each."""
 KNOWN_LAYOUTS = 64
 LARGEST_LAYOUT_BYTES = 1024 * 1024
 ROW_LIMIT = 65_536
@@ -237,7 +239,7 @@ class FastPath:
             self._output_kinds = kinds
             if logged is not None:
                 drops = any(logged.column("metadata").field("dropped").to_pylist())
-                is_large = logged.slice(0, 1).nbytes > self._log_limit_bytes // 2
+                is_large = logged.slice(0, 1).nbytes > self._log_limit_bytes * NEAR_LIMIT
                 if logged.num_rows != reply.num_rows or drops or is_large:
                     raise NoTemplate("the log keeps less than the reply shows")
                 kind.log_sample = Sample(logged, kind.field, self.outputs)
@@ -280,6 +282,12 @@ class FastPath:
         else:
             self._fillings.move_to_end(key)
         return filling
+
+    def can_learn(self, body: bytes | bytearray, request: pa.RecordBatch, is_arrow: bool) -> bool:
+        """Say whether a request that was read is of a kind that templates can be made for, as far as its input says."""
+        if not is_arrow:
+            return bool(request.num_columns == 1 and request.schema.field(0).type == _JSON_LISTS)
+        return self._layout(body, request) is not None and not self._kind(request.schema).is_unfit
 
     def wants(self, body: bytes | bytearray, is_arrow: bool) -> bool:
         """Say whether learning from a request could help later ones."""

@@ -510,3 +510,55 @@ def test_a_selection_is_the_same_however_often_it_is_asked_for(bench: Bench) -> 
     fast = bench.lanes["one"].fast
     assert fast is not None
     assert fast.row_template_of_json(Selection()) is fast.row_template_of_json(Selection())
+
+
+def narrow(folder: Path, limit_bytes: int) -> tuple[Bench, list[int]]:
+    """A lane whose log keeps rows up to a size, and the rows of each run of its model from now on."""
+    folder.mkdir(exist_ok=True)
+    document = models.document(folder, {"one": models.linear(folder / "one.onnx")})
+    bench = Bench(document | {"log": document["log"] | {"record_bytes_limit": limit_bytes}})
+    model = next(iter(bench.engine.models.values()))
+    runs: list[int] = []
+    execute = model.execute  # type: ignore[attr-defined]
+
+    def counted(feed: dict[str, Any]) -> Any:
+        runs.append(len(next(iter(feed.values()))))
+        return execute(feed)
+
+    model.execute = counted  # type: ignore[attr-defined]
+    return bench, runs
+
+
+@pytest.mark.parametrize("kind", [ARROW, RECORDS])
+def test_requests_that_no_template_fits_run_their_model_once(tmp_path: Path, kind: str) -> None:
+    bench, runs = narrow(tmp_path, 40)  # too little for any row: the log drops a column
+    bodies = [arrow_file(np.ones((rows, 3)), KINDS[0]) for rows in (1, 2, 3)]
+    if kind == RECORDS:
+        bodies = [json.dumps([{"tensor": [1.0, 2.0, 3.0], "note": "x"}] * rows).encode() for rows in (1, 2, 3)]
+    for body in bodies:
+        bench.ask("one", [body], kind, kind)
+    runs.clear()
+
+    for body in bodies * 2:
+        (reply,) = bench.ask("one", [body], kind, kind)
+        assert reply.status == 200
+
+    assert runs == [1, 2, 3] * 2
+    bench.close()
+
+
+def test_a_row_that_the_log_keeps_whole_is_fast_however_near_it_is_to_the_limit(tmp_path: Path) -> None:
+    body = arrow_file(np.ones((1, 3)), KINDS[0])
+    whole, _ = narrow(tmp_path / "whole", 1 << 20)
+    whole.ask("one", [body], ARROW, ARROW)
+    record = whole.engine.infer(InferRequest(pipeline="one", content_type=ARROW, body=body)).record
+    whole.close()
+    assert record is not None
+    bench, _ = narrow(tmp_path / "near", int(record.nbytes * 1.2))
+    bench.ask("one", [body], ARROW, ARROW)
+    before = bench.fast_count()
+
+    bench.ask("one", [body], ARROW, ARROW)
+
+    assert bench.fast_count() == before + 1
+    bench.close()
