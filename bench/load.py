@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class Result:
     per_second: float
     p50_us: float
     p99_us: float
+    per_cpu_second: float = 0.0
+    """Requests per second of processor time that the server's processes took: neighbours on the machine matter less."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,25 @@ def have_wrk() -> bool:
     return shutil.which("wrk") is not None
 
 
-def run(request: Request, connections: int, seconds: float, core: int) -> Result:
-    """Load a server; raises `RuntimeError` if it answered anything but 200."""
+def processor_s(pids: Iterable[int]) -> float:
+    """Return the processor time that processes and all they started have taken."""
+    total, left = 0, list(pids)
+    while left:
+        one = left.pop()
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            for task in Path(f"/proc/{one}/task").iterdir():
+                left += [int(child) for child in (task / "children").read_text().split()]
+        except FileNotFoundError:
+            continue
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def run(request: Request, connections: int, seconds: float, core: int, pids: Iterable[int] = ()) -> Result:
+    """Load a server that is made of these processes; raises `RuntimeError` if it answered anything but 200."""
+    pids = tuple(pids)
+    before = processor_s(pids)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(_SCRIPT)
         script.flush()
@@ -60,12 +80,16 @@ def run(request: Request, connections: int, seconds: float, core: int) -> Result
              "--latency", "-s", script.name, request.url],
             capture_output=True, text=True, check=True, env=environment,
         )  # fmt: skip
+    took = processor_s(pids) - before
     text = done.stdout
     if "Non-2xx" in text or "Socket errors" in text:
         raise RuntimeError(f"{request.url}: {text}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    answered = re.search(r"(\d+) requests in", text)
     assert rate is not None, text
-    return Result(float(rate[1]), _latency(text, "50%"), _latency(text, "99%"))
+    assert answered is not None, text
+    by_processor = int(answered[1]) / took if took else 0.0
+    return Result(float(rate[1]), _latency(text, "50%"), _latency(text, "99%"), by_processor)
 
 
 def _latency(text: str, share: str) -> float:

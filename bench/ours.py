@@ -108,6 +108,11 @@ class Engine:
                 self.cold_start_s = time.monotonic() - started
                 return
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes it is made of."""
+        return [self.process.pid]
+
     def clear_log(self) -> None:
         """Start again with an empty log, so that a disk full of the last round does not slow this one down."""
         self.stop()
@@ -135,7 +140,8 @@ class Server:
             (status,) = folder.glob("run/engines/*/*/status.json")
             shown = json.loads(status.read_bytes())
             assert self._instance.process is not None
-            for pid in (self._instance.process.pid, shown["pid"]):
+            self.pids = [self._instance.process.pid, shown["pid"]]
+            for pid in self.pids:
                 subprocess.run(["taskset", "-a", "-c", "-p", str(core), str(pid)], check=True, capture_output=True)
         except BaseException:
             self._instance.stop_everything()
