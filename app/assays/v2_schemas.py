@@ -156,7 +156,7 @@ class ResultsIn(BaseModel):
     start: str | None = None
     end: str | None = None
     workspace_id: int | None = None
-    debug: bool | None = None
+    debug: bool | None = Field(None, description="Show with each result what became of its notices.")
 
 
 class ScoreIn(BinningIn):

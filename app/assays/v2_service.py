@@ -24,7 +24,7 @@ from app.assays.stored_plan import keep_baseline, keep_plan, restore_plan
 from app.assays.tables import AssayResult, AssayWatch
 from app.assays.timeline import Scan
 from app.assays.v1_config import check_vector
-from app.assays.v1_service import MOST_ANALYSES, TOPIC, switch
+from app.assays.v1_service import MOST_ANALYSES, TOPIC, deliveries_of, switch
 from app.assays.v2_config import NO_PATH, Target, baseline_of, plan_of, schedule_of, summarizer_of, target_of
 from app.assays.v2_wire import assay_json, preview_json, result_json, scores_json
 from app.errors import Invalid
@@ -161,14 +161,21 @@ async def next_run(session: AsyncSession, caller: Caller, assay_id: uuid.UUID) -
 
 
 async def results(session: AsyncSession, caller: Caller, wanted: schemas.ResultsIn) -> list[Json]:
-    """Return the stored results of an assay, oldest window first; failed ones have no summaries."""
+    """Return the stored results of an assay, oldest window first; failed ones have no summaries.
+
+    With `debug` each shows what became of its notices: the vendor's clients trip over members they do not know.
+    """
     watch = await visible_watch(session, caller, str(wanted.id))
     query = select(AssayResult).where(AssayResult.watch_id == watch.id).order_by(AssayResult.window_start)
     if wanted.start:
         query = query.where(AssayResult.window_start >= moment_of(wanted.start, "start"))
     if wanted.end:
         query = query.where(AssayResult.window_start <= moment_of(wanted.end, "end"))
-    return [result_json(watch, row) for row in await session.scalars(query)]
+    rows = list(await session.scalars(query))
+    if not wanted.debug:
+        return [result_json(watch, row) for row in rows]
+    notices = await deliveries_of(session, rows)
+    return [result_json(watch, row) | {"notifications": notices.get(row.id, [])} for row in rows]
 
 
 async def score(context: Context, caller: Caller, wanted: schemas.ScoreIn) -> Json:

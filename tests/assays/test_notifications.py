@@ -22,6 +22,7 @@ from app.assays.tables import AssayDelivery
 from app.kit.context import Context
 from tests.assays.conftest import FixedClock, House
 from tests.assays.history import DAY, DAY0, append, config, records
+from tests.assays.test_v2_api import assay
 
 API = "/v1/api/assays"
 
@@ -97,6 +98,23 @@ async def test_a_webhook_hears_of_each_change_of_status_once(
     shown = [r["notifications"] for r in results if r["notifications"]]
     assert [n[0]["state"] for n in shown] == ["delivered"] * len(changes)
     assert (told["webhook"], told["email"], told["deliveries"]) == (hook.url, None, [])
+
+
+async def test_results_of_the_second_generation_show_their_notices_when_asked_to(
+    ann: httpx.AsyncClient, house: House, clock: FixedClock, context: Context, hook: Hook
+) -> None:
+    made = (await ann.post("/v2/api/assays/schedule", json=assay(house))).json()
+    await call(ann, "set_notifications", {"assay_id": made, "webhook": hook.url})
+    await run(context)
+
+    plain = (await ann.post("/v2/api/assays/get_results", json={"id": made})).json()
+    asked = (await ann.post("/v2/api/assays/get_results", json={"id": made, "debug": True})).json()
+
+    assert hook.got[0]["assay_id"] == made
+    assert not [r for r in plain if "notifications" in r]  # the vendor's clients would trip over it
+    told = [r["status"] for r in asked if r["notifications"]]
+    assert told == [notice["status"] for notice in hook.got] == ["Alert"]
+    assert {n["state"] for r in asked for n in r["notifications"]} == {"delivered"}
 
 
 async def test_a_notice_is_tried_again_with_growing_pauses(
