@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-sdk test-sdk-all sdk-table test-fast lint format demo bench fuzz lock docs clean install install-dev
+.PHONY: help run test test-all test-sdk test-sdk-all sdk-table test-fast lint format demo bench fuzz soak lock docs clean install install-dev
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,12 @@ format: install-dev  ## Format the code
 
 bench: install-dev  ## Measure, against peers, and write docs/performance.md
 	$(BIN)/python -m bench
+
+fuzz: install-dev  ## Send an engine malformed HTTP, JSON and Arrow, 30 seconds of each
+	$(BIN)/python -m tests.engine.server.fuzz --seconds 90
+
+soak: install-dev  ## Load a server for ten minutes and look for what grows
+	$(BIN)/python -m bench.soak
 
 docs: install-dev  ## Write the generated pages of docs/
 	$(BIN)/python docs/generate.py
