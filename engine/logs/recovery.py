@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -26,6 +27,7 @@ class OpenSegment:
         self.frames: list[Frame] = []
         self.schemas: list[bytes] = []
         self._numbers: dict[bytes, int] = {}
+        self._closing = threading.Lock()
 
     @property
     def end(self) -> int:
@@ -45,15 +47,17 @@ class OpenSegment:
         self.size = size
 
     def sync(self) -> None:
-        """Wait until the file's data is on the disk."""
-        if self.fd >= 0:
-            os.fdatasync(self.fd)
+        """Wait until the file's data is on the disk; a segment that was closed is sealed, and there already."""
+        with self._closing:
+            if self.fd >= 0:
+                os.fdatasync(self.fd)
 
     def close(self) -> None:
         """Close the file."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with self._closing:
+            fd, self.fd = self.fd, -1
+            if fd >= 0:
+                os.close(fd)
 
 
 class Recovered(NamedTuple):

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from engine.logs import manifest
+from engine.logs import manifest, recovery
 from engine.logs.errors import InvalidRecord, LogFull, LogWriteError, PartitionBusy
 from engine.logs.query import TimeRange, read_page
 from engine.logs.reader import LogStore
@@ -119,6 +121,37 @@ def test_positions_go_on_after_a_restart(tmp_path: Path) -> None:
             writer.append(batch(range(start, start + 10)))
 
     assert all_ids(tmp_path) == list(range(50))
+
+
+def test_syncing_does_not_meet_a_file_that_sealing_closed(tmp_path: Path) -> None:
+    with PartitionWriter(tmp_path, TOPIC, "p", segment_rows=5, fsync_interval_s=60) as writer:
+        writer.append(batch(range(5)))
+        writer.flush()
+        segment = recovery.OpenSegment(tmp_path / "x", 0, 0.0, os.open(tmp_path / "x", os.O_CREAT | os.O_RDWR))
+        inside, go_on = threading.Event(), threading.Event()
+        real = os.fdatasync
+
+        def fdatasync(fd: int) -> None:
+            inside.set()
+            go_on.wait(10)
+            real(fd)
+
+        with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
+            patched.setattr(os, "fdatasync", fdatasync)
+            syncing = pool.submit(segment.sync)
+            assert inside.wait(10)
+            closing = pool.submit(segment.close)
+            time.sleep(0.05)
+            go_on.set()
+            syncing.result(10)
+            closing.result(10)
+        segment.sync()
+        for n in range(5, 400, 5):
+            writer.append(batch(range(n, n + 5)))
+            writer.flush()
+            assert writer.sync_flushed() == n + 5
+
+    assert all_ids(tmp_path) == list(range(400))
 
 
 def test_numbers_survive_seals_and_restarts(tmp_path: Path) -> None:
