@@ -86,6 +86,18 @@ def test_the_memory_limit_is_kept_and_named(tmp_path: Path) -> None:
     assert "100 MiB" in result["text"]
 
 
+def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
+    code = (
+        "import os, time\nx = bytearray(os.urandom(1 << 20)) * 60\n"
+        "for _ in range(4):\n  if os.fork() == 0: time.sleep(1.5); os._exit(0)\n"
+        "time.sleep(1.5)\nprint('whole')"
+    )
+
+    result, _ = run(tmp_path, code, memory_bytes=150 << 20)
+
+    assert result["status"] == "success", result
+
+
 def test_a_child_that_outlives_the_task_is_stopped(tmp_path: Path) -> None:
     mark = str(100000 + os.getpid())
     code = f"import subprocess\nsubprocess.Popen(['sleep', '{mark}'], start_new_session=True)\nprint('left')"
