@@ -351,3 +351,50 @@ async def _eventually(check: Any) -> None:
     async with asyncio.timeout(20):
         while not await check():  # noqa: ASYNC110 - what is waited for is a row, not an event
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+async def test_fifty_tasks_keep_to_their_ticks_over_a_restart_in_the_middle(
+    committed: Context, clock: FastClock, tmp_path: Path
+) -> None:
+    """Real processes: every start is written down by the task itself."""
+    committed.settings = committed.settings.model_copy(update={"task_sdk": ""})
+    code = f"import os\nopen({str(tmp_path)!r} + '/' + os.environ['TASK_ID'], 'a').write('x')"
+    orch = await bundle(committed, {"main.py": code}, status="pending_packaging")
+    assert await packaging.package_next(committed)
+    keys = [await task(committed, orch, service.SCHEDULED, schedule="* * * * *") for _ in range(50)]
+
+    async def over() -> int:
+        async with committed.sessions() as session:
+            ended = select(func.count()).select_from(TaskRun).where(TaskRun.status.not_in(service.UNFINISHED))
+            return await session.scalar(ended) or 0
+
+    async def server_until(count: int) -> None:
+        loops = [asyncio.create_task(loop(committed)) for loop in (runs.work, scheduler.run)]
+        try:
+            async with asyncio.timeout(120):
+                while await over() < count:  # noqa: ASYNC110 - what is waited for is a row, not an event
+                    await asyncio.sleep(0.05)
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    clock.go(minutes=1)
+    await server_until(50)
+    clock.go(minutes=1)
+    await server_until(70)  # stopped while runs of the second tick wait and others are under way
+    await server_until(100)
+    clock.go(minutes=1)
+    await server_until(150)
+
+    async with committed.sessions() as session:
+        found = (await session.execute(select(TaskRun.task_id, TaskRun.due_at, TaskRun.status, TaskRun.reason))).all()
+    assert len(found) == len({(row.task_id, row.due_at) for row in found}) == 150
+    failed = [row for row in found if row.status != "success"]
+    assert {row.reason for row in failed} <= {"The worker that ran it was stopped."}
+    assert len(failed) <= committed.settings.task_slots
+    for key in keys:
+        starts = (tmp_path / str(key)).read_text()
+        lost = sum(row.task_id == key for row in failed)
+        assert 3 - lost <= len(starts) <= 3
