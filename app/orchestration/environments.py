@@ -81,6 +81,11 @@ def python_of(settings: Settings, name: str) -> Path:
     return folder_of(settings, name) / "bin" / "python"
 
 
+def is_ready(settings: Settings, name: str) -> bool:
+    """Tell whether the environment `name` is there, whole."""
+    return (folder_of(settings, name) / ".ready").exists()
+
+
 async def ensure(settings: Settings, requirements: str, say: Callable[[str], None]) -> str:
     """Make the environment for `requirements` unless it is there; returns its name.
 
@@ -90,7 +95,7 @@ async def ensure(settings: Settings, requirements: str, say: Callable[[str], Non
     folder = folder_of(settings, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     async with _alone(folder.with_suffix(".lock")):
-        if (folder / ".ready").exists():
+        if is_ready(settings, name):
             say(f"The environment {name} is there already.")
             return name
         if folder.exists():  # half made by somebody who was stopped

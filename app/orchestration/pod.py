@@ -55,6 +55,7 @@ def prepare(order: dict[str, Any], home: Path, state: Path, store: Path, *, paus
         home=store,
         task_sdk=order["sdk"],
         package_index=SecretStr(order["package_index"]) if order["package_index"] else None,
+        package_wheels=Path(order["package_wheels"]) if order["package_wheels"] else None,
         packaging_timeout_s=order["packaging_timeout_s"],
     )
     try:

@@ -32,6 +32,7 @@ CLUSTER = Cluster(
     task_url="http://potoroo:8080",
     sdk="",
     package_index=None,
+    package_wheels=None,
     packaging_timeout_s=60,
     memory_bytes=1 << 30,
     processes=64,
@@ -207,6 +208,34 @@ def _marked(run_id: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+# Processes of this machine alone.
+
+
+async def test_an_environment_that_was_made_elsewhere_or_cleared_away_is_made_again(
+    settings: Settings, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    wanted = spec(request, tmp_path, "print('x')")
+    assert not environments.folder_of(settings, wanted.environment).exists()
+
+    outcome = await LocalTasks(settings, "http://potoroo:8080").execute(wanted, asyncio.Event())
+
+    assert outcome.status == "success"
+    assert environments.python_of(settings, wanted.environment).exists()
+
+
+async def test_an_environment_that_cannot_be_made_again_is_the_reason(
+    settings: Settings, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "wheels").mkdir()
+    offline = settings.model_copy(update={"task_sdk": "1.2.3", "package_wheels": tmp_path / "wheels"})
+    wanted = spec(request, tmp_path, "print('x')")
+
+    outcome = await LocalTasks(offline, "http://potoroo:8080").execute(wanted, asyncio.Event())
+
+    assert outcome.status == "failure"
+    assert "wallaroo" in outcome.reason
 
 
 # Kubernetes alone.

@@ -39,6 +39,7 @@ def _open(context: Context) -> TaskRuntime:
                 task_url=task_url(context),
                 sdk=settings.task_sdk,
                 package_index=settings.package_index.get_secret_value() if settings.package_index else None,
+                package_wheels=str(settings.package_wheels) if settings.package_wheels else None,
                 packaging_timeout_s=settings.packaging_timeout_s,
                 memory_bytes=settings.task_memory_bytes,
                 processes=settings.task_processes,

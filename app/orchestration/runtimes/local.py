@@ -13,14 +13,19 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from app.kit.secrets import write_private
-from app.orchestration import bundles
+from app.orchestration import bundles, environments
 from app.orchestration.environments import folder_of, python_of
 from app.orchestration.logs import joined, newest_lines, run_folder
 from app.orchestration.runtimes.base import Outcome, RunSpec
 from app.settings import Settings
+
+log = structlog.get_logger()
 
 _HERE = Path(__file__).parent.parent
 _RUNNER = _HERE / "runner.py"
@@ -47,7 +52,11 @@ class LocalTasks:
     async def execute(self, spec: RunSpec, stop: asyncio.Event) -> Outcome:
         """Run to the end; when `stop` is set, end it early. Cancelled, it stops everything the run started."""
         folder = run_folder(self._settings, spec.run_id)
-        await asyncio.to_thread(self._prepare, spec, folder)
+        try:
+            environment = await self._environment_of(spec)
+        except environments.PackagingFailed as exc:
+            return Outcome("failure", f"The task's environment cannot be made: {exc}")
+        await asyncio.to_thread(self._prepare, replace(spec, environment=environment), folder)
         runner = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
@@ -77,6 +86,14 @@ class LocalTasks:
                 with contextlib.suppress(ProcessLookupError):
                     runner.kill()
         return await asyncio.to_thread(_outcome, folder, runner.returncode, complaint)
+
+    async def _environment_of(self, spec: RunSpec) -> str:
+        """Return the run's environment, made again where another machine made it or somebody cleared it away."""
+        if environments.is_ready(self._settings, spec.environment):
+            return spec.environment
+        own = (await asyncio.to_thread(bundles.inspect, spec.bundle)).requirements
+        wanted = environments.requirements_of(self._settings, own)
+        return await environments.ensure(self._settings, wanted, lambda line: log.debug("environment.made", said=line))
 
     def _prepare(self, spec: RunSpec, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -38,6 +38,8 @@ class Cluster:
     """Where tasks find the API."""
     sdk: str
     package_index: str | None
+    package_wheels: str | None
+    """Folder of wheels in the image."""
     packaging_timeout_s: int
     memory_bytes: int
     processes: int
@@ -77,6 +79,7 @@ def make_secret(spec: RunSpec, cluster: Cluster, token: str) -> dict[str, Any]:
         "sha": spec.sha,
         "sdk": cluster.sdk,
         "package_index": cluster.package_index,
+        "package_wheels": cluster.package_wheels,
         "packaging_timeout_s": cluster.packaging_timeout_s,
         "arguments": spec.arguments,
         "token_file": spec.token_file,
