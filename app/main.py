@@ -18,6 +18,7 @@ from app.assays import scheduler as assay_clock
 from app.assays import v1_routes as assays_v1
 from app.assays import v2_routes as assays_v2
 from app.connections import routes as connections
+from app.connections import upkeep as connections_upkeep
 from app.deployments import controller as deployments_controller
 from app.deployments import routes as deployments
 from app.graphql import routes as graphql
@@ -84,6 +85,7 @@ LOOPS: dict[str, dict[str, Loop]] = {
     "controller": {"deployments": deployments_controller.run},
     "scheduler": {
         "identity": identity_upkeep.keep_up,
+        "connections": connections_upkeep.run,
         "logs": logs_upkeep.run,
         "assays": assay_clock.run,
         "assay-notices": assay_notices.run,

@@ -33,6 +33,7 @@ class SecretBox:
                 "POTOROO_SECRET_KEY must hold 32 random bytes in URL-safe base64 (several keys: comma-separated, "
                 "newest first). Make one with: head -c 32 /dev/urandom | base64 | tr '+/' '-_'"
             ) from exc
+        self.has_older_keys = len(keys) > 1
 
     def __repr__(self) -> str:
         return "SecretBox()"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
 import httpx
 import pytest
 from cryptography.fernet import Fernet
+from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connections import service
+from app.connections import service, upkeep
+from app.connections.schemas import ConnectionIn
+from app.kit.context import Context
 from app.kit.secrets import SecretBox, WrongKey
 from tests.conftest import ANN, BOB
 from tests.factories import Make
@@ -141,6 +145,45 @@ async def test_keys_are_changed_one_by_one(ann: httpx.AsyncClient, session: Asyn
     assert service.details_of(SecretBox([new]), row) == {"a": 1}
     with pytest.raises(WrongKey):
         service.details_of(SecretBox([old]), row)
+
+
+async def test_a_restart_with_a_new_key_before_the_old_one_makes_the_old_one_needless(
+    committed: Context,
+) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    given = ConnectionIn.model_validate({"name": "lake", "type": "X", "details": {"password": "hunter2"}})
+    async with committed.sessions.begin() as session:
+        key = (await service.create(session, ANN, SecretBox([old]), given)).id
+    committed.settings = committed.settings.model_copy(update={"secret_key": SecretStr(f"{new},{old}")})
+
+    following = asyncio.create_task(upkeep.run(committed))
+    try:
+        async with asyncio.timeout(20):
+            while not await _opens(committed, key, new):  # noqa: ASYNC110 - what is waited for is a row
+                await asyncio.sleep(0.02)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    assert not await _opens(committed, key, old)
+
+
+async def _opens(context: Context, key: uuid.UUID, with_key: str) -> bool:
+    async with context.sessions() as session:
+        row, _ = await service.get(session, ANN, key=key)
+    try:
+        return service.details_of(SecretBox([with_key]), row) == {"password": "hunter2"}
+    except WrongKey:
+        return False
+
+
+async def test_a_refused_connection_tells_nothing_of_its_details(ann: httpx.AsyncClient) -> None:
+    body = {"name": "lake", "type": ["X"], "details": {"password": "hunter2"}}
+    answer = await ann.post("/v1/api/connections/create", json=body)
+    twice = await ann.post("/v1/api/connections/create", json=body | {"type": "X", "details": ["hunter2"]})
+
+    assert (answer.status_code, twice.status_code) == (400, 400)
+    assert "hunter2" not in answer.text + twice.text
 
 
 async def test_no_details_stay_none(ann: httpx.AsyncClient) -> None:
