@@ -13,7 +13,6 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 
 from engine.logs import frames, records
 from engine.logs.errors import CorruptLog
@@ -190,7 +189,9 @@ class ParquetSegment(_SealedSegment):
     def _open(self) -> pa.NativeFile:
         name = self.entry.file
         if "://" in name:
-            filesystem, path = pyarrow.fs.FileSystem.from_uri(name)
+            from pyarrow.fs import FileSystem  # 8 MiB that an engine, which archives nothing, does not need
+
+            filesystem, path = FileSystem.from_uri(name)
             return filesystem.open_input_file(path)
         return pa.OSFile(str(self._folder / name), "rb")
 

@@ -406,3 +406,11 @@ def test_an_engine_opens_no_connection(engine: EngineUnderTest) -> None:
             fields = line.split()
             if fields[9] in inodes:
                 assert int(fields[1].rsplit(":", 1)[1], 16) == port, line
+
+
+def test_an_engine_loads_no_libraries_for_files_elsewhere() -> None:
+    probe = "import sys, engine.server.process; print('pyarrow.fs' in sys.modules, 'pyarrow.parquet' in sys.modules)"
+
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.split() == ["False", "False"]
