@@ -52,8 +52,12 @@ def have_wrk() -> bool:
 def processor_s(pids: Iterable[int]) -> float:
     """Return the processor time that processes and all they started have taken."""
     total, left = 0, list(pids)
+    seen: set[int] = set()
     while left:
         one = left.pop()
+        if one in seen:
+            continue
+        seen.add(one)
         try:
             fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
             for task in Path(f"/proc/{one}/task").iterdir():
