@@ -43,11 +43,12 @@ def _in_generation(number: int) -> Any:
 
 
 def in_both_generations(
-    second_lacks: str = "",
+    second_lacks: str = "", first_lacks: str = ""
 ) -> Callable[[Callable[[Stage, int], None]], Callable[[Stage, int], None]]:
     """Register a scenario twice: the second generation is the default of the releases that have it whole."""
 
     def register(function: Callable[[Stage, int], None]) -> Callable[[Stage, int], None]:
+        absent = first_lacks, unless(since("2024.4"), "has the first generation") or second_lacks
         for number, word in ((1, "first"), (2, "second")):
 
             def played(stage: Stage, number: int = number) -> None:
@@ -55,8 +56,7 @@ def in_both_generations(
                     function(stage, number)
 
             played.__name__ = f"{function.__name__} ({word} generation)"
-            absent = "" if number == 1 else unless(since("2024.4"), "has the first generation") or second_lacks
-            scenario(absent)(played)
+            scenario(absent[number - 1])(played)
         return function
 
     return register
@@ -229,10 +229,8 @@ def a_plain_value_needs_no_index(stage: Stage, generation: int) -> None:
     assert frame["mean"].iloc[0] < 1
 
 
-@in_both_generations()
+@in_both_generations(first_lacks=unless(since("2023.4"), "has no filter of locations"))
 def only_records_from_the_location_count(stage: Stage, generation: int) -> None:
-    if not since("2023.4"):
-        return
     here = _builder(stage).add_location_filter(["import"]).build().interactive_run()
 
     assert len(here) == 4
@@ -240,10 +238,8 @@ def only_records_from_the_location_count(stage: Stage, generation: int) -> None:
         _builder(stage).add_location_filter(["elsewhere"]).build().interactive_run()
 
 
-@in_both_generations()
+@in_both_generations(first_lacks=unless(since("2023.4"), "has baselines of logged records alone"))
 def a_baseline_can_be_given_as_numbers(stage: Stage, generation: int) -> None:
-    if not since("2023.4"):
-        return
     numbers = np.append(_values()[:ROWS].astype(np.float64), [np.nan] if since("2025.1") else [])
     vector = {"baseline_data": numbers, "baseline_start": None, "baseline_end": None}
     builder = _builder(stage, **vector)
