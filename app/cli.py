@@ -7,6 +7,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ def run_roles(settings: Settings, roles: Sequence[str]) -> None:
 
     logging.configure(settings)
     without_pandas()
+    # uvicorn raises the signal anew once it has stopped; that must not end the process before Postgres is stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with sole_owner(settings.home) if len(roles) > 1 else _nothing(), database(settings) as url:
         uvloop.run(_serve(settings, url, roles))
 
