@@ -131,9 +131,20 @@ async def run_once(request: Request, session: Session, caller: CurrentCaller, ne
 async def run_scheduled(
     request: Request, session: Session, caller: CurrentCaller, new: schemas.RunScheduledIn
 ) -> schemas.Id:
-    """Run an orchestration by a cron schedule, in UTC; a run that is due while the last one goes on is left out."""
+    """Run an orchestration by a cron schedule, in UTC.
+
+    A run that is due while the last one goes on is left out, unless `allow_overlap` asks for it.
+    """
     now = context_of(request).clock.now()
-    row = await service.add_task(session, caller, new, service.SCHEDULED, now=now, schedule=new.schedule)
+    row = await service.add_task(
+        session,
+        caller,
+        new,
+        service.SCHEDULED,
+        now=now,
+        schedule=new.schedule,
+        may_overlap=bool(new.allow_overlap),
+    )
     return schemas.Id(id=row.id)
 
 

@@ -37,7 +37,8 @@ async def run(context: Context) -> None:
 async def tick(context: Context) -> int:
     """Make the runs that are due; returns how many tasks were looked at.
 
-    Missed ticks are coalesced into one; a tick that falls due while a run of its task goes on is left out.
+    Missed ticks are coalesced into one; a tick that falls due while a run of its task goes on is left out, unless the
+    task may overlap.
     """
     now = context.clock.now()
     async with context.sessions.begin() as session:
@@ -61,7 +62,7 @@ async def tick(context: Context) -> int:
             busy = await session.scalar(
                 select(exists().where(TaskRun.task_id == task.id, TaskRun.status.in_(service.UNFINISHED)))
             )
-            if busy:
+            if busy and not task.may_overlap:
                 log.info("task.tick_left_out", task=str(task.id), due=moment.isoformat())
                 continue
             await session.execute(insert(TaskRun).values(task_id=task.id, due_at=moment).on_conflict_do_nothing())

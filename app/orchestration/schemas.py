@@ -141,6 +141,7 @@ class RunScheduledIn(RunIn):
     """A bundle to run by a schedule."""
 
     schedule: str = Field(examples=["*/5 * * * *"], max_length=200, description="Five-field cron, in UTC.")
+    allow_overlap: bool | None = Field(None, description="Make a run even while the last one goes on.")
 
 
 class TaskListIn(BaseModel):

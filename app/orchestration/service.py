@@ -125,7 +125,14 @@ def _is_live() -> Any:
 
 
 async def add_task(
-    session: AsyncSession, caller: Caller, new: RunIn, run_type: str, *, now: datetime, schedule: str | None = None
+    session: AsyncSession,
+    caller: Caller,
+    new: RunIn,
+    run_type: str,
+    *,
+    now: datetime,
+    schedule: str | None = None,
+    may_overlap: bool = False,
 ) -> Task:
     """Add a task; one that is not scheduled is queued at once.
 
@@ -151,6 +158,7 @@ async def add_task(
         timeout_s=new.timeout,
         debug=bool(new.debug),
         next_run_at=next_run_at,
+        may_overlap=may_overlap,
     )
     session.add(row)
     await session.flush()

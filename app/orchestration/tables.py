@@ -66,6 +66,8 @@ class Task(Record, Table):
     paused: Mapped[bool] = mapped_column(server_default=text("false"))
     next_run_at: Mapped[datetime | None]
     """When a scheduled task is due, or a continuous one starts again after a failure."""
+    may_overlap: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether a tick makes a run while the last one goes on."""
     failures: Mapped[int] = mapped_column(server_default=text("0"))
     """Failed runs in a row of a continuous task; its pauses grow with them."""
 

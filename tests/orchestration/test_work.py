@@ -92,10 +92,10 @@ async def bundle(context: Context, files: dict[str, bytes | str] | None = None, 
 
 
 async def task(context: Context, orch: Orchestration, kind: str = service.ONCE, **more: Any) -> uuid.UUID:
-    schedule = more.pop("schedule", None)
+    options = {key: more.pop(key) for key in ("schedule", "may_overlap") if key in more}
     new = RunIn.model_validate({"orch_id": orch.id, "workspace_id": orch.workspace_id, "json": {"a": 1}} | more)
     async with context.sessions.begin() as session:
-        return (await service.add_task(session, ANN, new, kind, now=context.clock.now(), schedule=schedule)).id
+        return (await service.add_task(session, ANN, new, kind, now=context.clock.now(), **options)).id
 
 
 async def drain(context: Context) -> int:
@@ -196,6 +196,16 @@ async def test_a_tick_is_left_out_while_the_last_run_goes_on(
     clock.go(minutes=1)
     await scheduler.tick(committed)
     assert len(await rows_of(committed, key)) == 2
+
+
+async def test_runs_overlap_when_the_task_asks_for_it(committed: Context, clock: FastClock, fake: FakeTasks) -> None:
+    key = await task(committed, await bundle(committed), service.SCHEDULED, schedule="* * * * *", may_overlap=True)
+
+    for _ in range(3):
+        clock.go(minutes=1)
+        await scheduler.tick(committed)
+
+    assert len(await rows_of(committed, key)) == 3
 
 
 async def test_runs_of_a_worker_that_is_gone_fail_and_the_schedule_goes_on(
