@@ -30,10 +30,10 @@ run: install  ## Start the server on $POTOROO_PORT (8080), data in $POTOROO_HOME
 demo: install  ## Try the main job on a throw-away instance
 	@exec $(BIN)/potoroo demo
 
-test: install-dev  ## Run the suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sdk and not pace"
+test: install-dev  ## Run the whole suite, but for the releases of the SDK
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sdk"
 
-test-all: install-dev  ## Run the suite with the SDK releases and the generated requests
+test-all: install-dev  ## Run the suite and play the five releases of the SDK
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: install-dev  ## Run the suite without the slow tests
