@@ -170,7 +170,6 @@ def test_logs_gives_the_newest_records(engine: EngineUnderTest) -> None:
     assert rows[0]["metadata"]["partition"] == "engine-abc-1"
 
 
-@pytest.mark.pace
 def test_a_full_queue_refuses_at_once_and_recovers(engine: EngineUnderTest) -> None:
     port = int(engine.url.rsplit(":", 1)[1])
     body = json.dumps([{"tensor": [1.0]}]).encode()
