@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 import uuid
 from typing import Any
 
@@ -298,7 +297,7 @@ async def test_names_with_characters_that_cannot_be_stored_are_refused(ann: http
     assert [a.status_code for a in found] == [400, 400, 400]
 
 
-async def test_a_large_listing_is_one_statement_and_quick(
+async def test_a_large_listing_is_one_statement(
     ann: httpx.AsyncClient, make: Make, session: AsyncSession, context: Context
 ) -> None:
     lab = await make.workspace(member=ANN)
@@ -320,18 +319,11 @@ async def test_a_large_listing_is_one_statement_and_quick(
     statements: list[str] = []
     event.listen(context.database.sync_engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
 
-    times = []
-    for _ in range(4):
-        statements.clear()
-        started = time.perf_counter()
-        answer = await ann.post(f"{API}/list", json={"workspace_id": lab.id})
-        times.append(time.perf_counter() - started)
+    answer = await ann.post(f"{API}/list", json={"workspace_id": lab.id})
 
     listed = answer.json()["models"]
     assert (len(listed), sum(len(m["model_versions"]) for m in listed)) == (models, models * versions_each)
     assert len([s for s in statements if s.startswith("SELECT")]) == 2  # may the caller see it; the listing
-    assert min(times) < 0.5, times  # 0.1 s on a quiet machine; this is for mistakes of another order
-    print("list", [round(t * 1000) for t in times])
 
 
 def test_every_route_is_documented(context: Context) -> None:
