@@ -135,6 +135,11 @@ class Definition(msgspec.Struct, frozen=True):
         return "check_failures" if TreeCheck in kinds else None
 
 
+def step_kind(step: Step) -> str:
+    """Return the name by which definitions call a step."""
+    return "Check" if isinstance(step, TreeCheck | ExpressionCheck) else type(step).__name__
+
+
 def step_models(step: Step) -> tuple[ModelReference, ...]:
     """Return the models that a step may run."""
     if isinstance(step, ModelInference):
@@ -297,7 +302,7 @@ def _check_flow(steps: list[Step]) -> None:
     pending: tuple[ModelReference, ...] = ()
     run: set[str] = set()
     for number, step in enumerate(steps, 1):
-        kind = type(step).__name__
+        kind = step_kind(step)
         is_many = len(pending) > 1
         if is_many and not isinstance(step, AuditResults | MultiOut | Nth | Average | TreeCheck | ExpressionCheck):
             raise DefinitionError(

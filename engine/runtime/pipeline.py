@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -70,6 +71,8 @@ class Pipeline:
         self.document = document
         self.definition = definition
         self.models = models
+        self.observe_step: Callable[[int, int], None] | None = None
+        """Told of each step that ran: its position, and how long it took in nanoseconds."""
         self._split_record = split_record
         self._random = draw or random.Random()
         missing = [reference for reference in definition.models if reference not in models]
@@ -168,8 +171,12 @@ class _Run:
         self.answer = Answer(request)
 
     def finish(self) -> Answer:
-        for step in self.pipeline.definition.steps:
+        observe = self.pipeline.observe_step
+        for position, step in enumerate(self.pipeline.definition.steps):
+            started = time.perf_counter_ns()
             _STEPS[type(step)](self, step)
+            if observe is not None:
+                observe(position, time.perf_counter_ns() - started)
         answer, output = self.answer, self.current.batch
         if self.fan > 1:
             output = fold_rows(output, self.request.num_rows)

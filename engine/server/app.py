@@ -30,7 +30,7 @@ from engine.server.http import JSON, Connection
 from engine.server.lanes import Lane
 from engine.server.listener import Listener
 from engine.server.metrics import Metrics, labels, merge, render
-from engine.server.sharing import watch
+from engine.server.sharing import watch, watch_steps
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ class EngineApp:
         for model in engine.models.values():
             if isinstance(model, OnnxModel):
                 watch(model, self.metrics, engine.document.deploy_id)
+        for pipeline in engine.pipelines.values():
+            watch_steps(pipeline, self.metrics, engine.document.deploy_id)
         return lanes
 
     def adopt(self, engine: Engine, lanes: dict[str, Lane]) -> None:

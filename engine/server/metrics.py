@@ -22,6 +22,11 @@ HELP: dict[str, tuple[str, str]] = {
     "potoroo_engine_batched_requests": ("histogram", "Requests answered by one run of a pipeline."),
     "potoroo_engine_fast_requests_total": ("counter", "Requests answered by a fast path."),
     "potoroo_engine_run_ns": ("histogram", "Time of one run of a pipeline's steps, nanoseconds."),
+    "potoroo_engine_step_ns": (
+        "histogram",
+        "Time of one step (its number from 0 and its kind), nanoseconds; only of pipelines of several steps: "
+        "the time of a lone step is `potoroo_engine_run_ns`.",
+    ),
     "potoroo_engine_model_rows_total": ("counter", "Rows a model inferred on."),
     "potoroo_engine_model_ns": ("histogram", "Time of one run of a model, nanoseconds."),
     "potoroo_engine_queue_depth": ("gauge", "Requests waiting or running."),

@@ -1,4 +1,4 @@
-"""Which models the fast path can run, whose rows may share a run, and what a run costs."""
+"""Which models the fast path can run, whose rows may share a run, and what runs cost."""
 
 from __future__ import annotations
 
@@ -149,6 +149,23 @@ def watch(model: OnnxModel, metrics: Metrics, deploy_id: str) -> None:
         return outputs
 
     model.execute = counted  # type: ignore[method-assign]  # the one place that every run passes
+
+
+def watch_steps(pipeline: Pipeline, metrics: Metrics, deploy_id: str) -> None:
+    """Time each step of a pipeline that has several; the time of a lone one is that of the pipeline's run."""
+    steps = pipeline.definition.steps
+    if len(steps) == 1:
+        return
+    times = []
+    for position, step in enumerate(steps):
+        name = f"{position}:{definitions.step_kind(step)}"
+        label_set = labels(pipeline_name=pipeline.document.id, deploy_id=deploy_id, step=name)
+        times.append(metrics.histogram("potoroo_engine_step_ns", label_set))
+
+    def observe(position: int, elapsed_ns: int) -> None:
+        times[position].observe(elapsed_ns)
+
+    pipeline.observe_step = observe
 
 
 def _run(model: OnnxModel, rows: np.ndarray[Any, Any]) -> list[Any]:
