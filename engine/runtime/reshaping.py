@@ -76,6 +76,8 @@ def select_columns(batch: pa.RecordBatch, wanted: Sequence[int]) -> pa.RecordBat
 
     Raises `BadInput` naming a position that is not there.
     """
+    if _is_empty(batch):
+        return batch
     if batch.num_columns == 1 and cols.is_list(batch.schema.field(0).type):
         field, array = batch.schema.field(0), batch.column(0)
         values, offsets = cols.list_parts(array)
@@ -97,6 +99,8 @@ def columns_to_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
 
     Raises `BadInput` when the columns are of different types, or the lists of different lengths.
     """
+    if _is_empty(batch):
+        return batch
     rows = batch.num_rows
     if batch.num_columns == 1 and cols.is_list(batch.schema.field(0).type):
         field = batch.schema.field(0)
@@ -117,6 +121,11 @@ def columns_to_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
     order = np.arange(count * rows).reshape(count, rows).T.reshape(-1)
     array = joined.take(cols.numeric_array(np.ascontiguousarray(order, "i8")))
     return pa.RecordBatch.from_arrays([array], schema=pa.schema([pa.field(batch.schema.field(0).name, array.type)]))
+
+
+def _is_empty(batch: pa.RecordBatch) -> bool:
+    """Say whether this is a request of no rows in JSON, which names no columns."""
+    return not batch.num_rows and not batch.num_columns
 
 
 def fold_rows(batch: pa.RecordBatch, rows: int) -> pa.RecordBatch:
