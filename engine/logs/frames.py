@@ -10,11 +10,17 @@ any lock.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from zlib import crc32
 
 import numpy as np
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
 
 HEADER_BYTES = 64
 ALIGNMENT = 64
@@ -24,7 +30,9 @@ COMMIT = 1
 MANY = 4
 """The payload is several record-batch messages one after another, each whole."""
 CHECKED = 2
-"""The header holds the payload's checksum (large payloads get theirs when the segment is sealed)."""
+"""The header holds the payload's checksum (older files: not that of large payloads, which got theirs when sealed)."""
+HASHED = 8
+"""The checksum is the low half of XXH3-64; without this flag, in older files, it is CRC-32."""
 
 _MAGIC = b"PLF1"
 _FIELDS = struct.Struct("<4sBBHIIQQqqQI")
@@ -73,6 +81,21 @@ class Frame(NamedTuple):
 def padding(length: int) -> int:
     """Return how many bytes follow a payload of `length` up to the next frame."""
     return -length % ALIGNMENT
+
+
+def checksum(payload: Iterable[Buffer], flags: int) -> int:
+    """Return the checksum of a payload that may lie in several parts, as frames with these flags have it."""
+    if flags & HASHED:
+        if isinstance(payload, list | tuple) and len(payload) == 1:
+            return xxh3_64_intdigest(payload[0]) & 0xFFFFFFFF
+        digest = xxh3_64()
+        for part in payload:
+            digest.update(part)
+        return digest.intdigest() & 0xFFFFFFFF
+    value = 0
+    for part in payload:
+        value = crc32(part, value)
+    return value
 
 
 def pack_header(frame: Frame) -> bytes:

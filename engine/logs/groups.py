@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
-from zlib import crc32
 
 import pyarrow as pa
 
 from engine.logs import frames
-from engine.logs.frames import BATCH, CHECKED, COMMIT, HEADER_BYTES, MANY, SCHEMA, Frame
+from engine.logs.frames import ALIGNMENT, BATCH, CHECKED, COMMIT, HASHED, HEADER_BYTES, MANY, SCHEMA, Buffer, Frame
 from engine.logs.recovery import OpenSegment
 
-Buffer: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
-
 _MAX_PARTS = 512
-_JOIN_BYTES = 1 << 20
+_JOIN_BYTES = 16 << 10
+"""Payloads up to this size are put together before they are written: the kernel takes few large pieces faster."""
+_PADS = [bytes(size) for size in range(ALIGNMENT)]
 _MERGE_ROWS = 4_096
 _MERGE_BYTES = 1 << 20
 
@@ -59,28 +57,29 @@ class Group:
     """Size of the file after the write."""
 
 
-def assemble(segment: OpenSegment, items: list[Item], checksum_bytes: int) -> Group:
+def assemble(segment: OpenSegment, items: list[Item]) -> Group:
     """Lay the frames of one write out behind what `segment` holds; the last one commits them all."""
     group = Group([], [], [], segment.size)
     joined = _joined(items)
+    last = len(joined) - 1
     for n, item in enumerate(joined):
         number = segment.number_of(item.schema)
         if number is None:
             number = _number_in(group, item, len(segment.schemas))
-        payload: Sequence[Buffer] = item.parts if item.batch is None else (item.batch.serialize(),)
-        length = len(payload[0]) if item.batch is not None else item.size
-        flags = COMMIT if n == len(joined) - 1 else 0
+        if item.batch is not None:
+            payload: Sequence[Buffer] = (item.batch.serialize(),)
+            length = len(payload[0])
+        else:
+            payload, length = item.parts, item.size
+            if length <= _JOIN_BYTES or len(payload) > _MAX_PARTS:
+                payload = (b"".join(payload),)
+        flags = CHECKED | HASHED
+        if n == last:
+            flags |= COMMIT
         if item.messages > 1:
             flags |= MANY
-        checksum = 0
-        if length <= checksum_bytes:
-            flags |= CHECKED
-            if len(payload) > 8:
-                payload = (b"".join(payload),)
-            for part in payload:
-                checksum = crc32(part, checksum)
         frame = Frame(
-            BATCH, flags, number, checksum, item.rows, length, item.position,
+            BATCH, flags, number, frames.checksum(payload, flags), item.rows, length, item.position,
             item.min_time, item.max_time, item.sequence, group.end + HEADER_BYTES,
         )  # fmt: skip
         _add(group, frame, payload)
@@ -93,19 +92,23 @@ def _number_in(group: Group, item: Item, first: int) -> int:
         return first + group.schemas.index(item.schema)
     number = first + len(group.schemas)
     group.schemas.append(item.schema)
-    at, checksum = group.end + HEADER_BYTES, crc32(item.schema)
-    head = Frame(SCHEMA, CHECKED, number, checksum, 0, len(item.schema), item.position, 0, 0, 0, at)
-    _add(group, head, (item.schema,))
+    payload = (item.schema,)
+    at, flags = group.end + HEADER_BYTES, CHECKED | HASHED
+    checksum = frames.checksum(payload, flags)
+    head = Frame(SCHEMA, flags, number, checksum, 0, len(item.schema), item.position, 0, 0, 0, at)
+    _add(group, head, payload)
     return number
 
 
 def _add(group: Group, frame: Frame, payload: Sequence[Buffer]) -> None:
-    group.parts.append(frames.pack_header(frame))
-    group.parts += payload
-    if pad := frames.padding(frame.length):
-        group.parts.append(bytes(pad))
+    parts = group.parts
+    parts.append(frames.pack_header(frame))
+    parts += payload
+    end = frame.offset + frame.length
+    if pad := -end % ALIGNMENT:
+        parts.append(_PADS[pad])
     group.frames.append(frame)
-    group.end = frame.end
+    group.end = end + pad
 
 
 def _joined(items: list[Item]) -> list[Item]:
@@ -144,13 +147,19 @@ def _one(run: list[Item]) -> list[Item]:
 
 def write_all(fd: int, parts: list[Buffer], offset: int) -> None:
     """Write `parts` at `offset`: one system call, unless there are very many or the kernel takes less at once."""
-    if sum(map(len, parts)) <= _JOIN_BYTES:
-        parts = [b"".join(parts)]
+    size = 0
+    for part in parts:
+        size += len(part)
+    written = os.pwritev(fd, parts[:_MAX_PARTS], offset)
+    if written == size:
+        return
     views = [memoryview(part) for part in parts]
-    while views:
-        count = os.pwritev(fd, views[:_MAX_PARTS], offset)
-        offset += count
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if count:
-            views[0] = views[0][count:]
+    while True:
+        offset += written
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if not views:
+            return
+        if written:
+            views[0] = views[0][written:]
+        written = os.pwritev(fd, views[:_MAX_PARTS], offset)

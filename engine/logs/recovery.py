@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 from engine.logs import frames, layout, manifest, records
 from engine.logs.frames import BATCH, CHECKED, SCHEMA, Frame, IndexArray
@@ -150,14 +150,13 @@ def _reopen(path: Path, start: int, *, verify: bool) -> tuple[OpenSegment, int]:
 
 def checksum(fd: int, frame: Frame) -> int:
     """Compute the checksum of a frame's payload as it lies in the file."""
-    value, at, left = 0, frame.offset, frame.length
-    while left:
-        chunk = os.pread(fd, min(left, _CHUNK_BYTES), at)
-        if not chunk:
-            break
-        value = crc32(chunk, value)
+    return frames.checksum(_chunks(fd, frame.offset, frame.length), frame.flags)
+
+
+def _chunks(fd: int, at: int, left: int) -> Iterator[bytes]:
+    while left and (chunk := os.pread(fd, min(left, _CHUNK_BYTES), at)):
+        yield chunk
         at, left = at + len(chunk), left - len(chunk)
-    return value
 
 
 def seal(folder: Path, segment: OpenSegment, now: float) -> None:

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
-from zlib import crc32
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from engine.logs import frames, manifest, records
-from engine.logs.frames import BATCH, CHECKED, COMMIT, HEADER_BYTES, INDEX_DTYPE, SCHEMA, Frame, IndexArray
+from engine.logs.frames import BATCH, CHECKED, COMMIT, HASHED, HEADER_BYTES, INDEX_DTYPE, SCHEMA, Frame, IndexArray
 from engine.logs.manifest import Manifest, Segment
 from engine.logs.segments import SegmentView, open_sealed
 from engine.logs.store import batch_at
@@ -60,7 +59,9 @@ def merge(folder: Path, loaded: Manifest, group: list[Segment]) -> Rewritten:
             if piece.key not in keys:
                 keys.append(piece.key)
                 schema = loaded.schemas[piece.key]
-                head = (SCHEMA, CHECKED, len(keys) - 1, crc32(schema), 0, len(schema), piece.position, 0, 0, 0)
+                flags = CHECKED | HASHED
+                checksum = frames.checksum([schema], flags)
+                head = (SCHEMA, flags, len(keys) - 1, checksum, 0, len(schema), piece.position, 0, 0, 0)
                 _put(file, Frame(*head, file.tell() + HEADER_BYTES), schema)
             out.append(_put_batch(file, piece, keys.index(piece.key)))
     _make_durable(temporary, folder / name)
@@ -75,8 +76,9 @@ def _put_batch(file: BinaryIO, piece: _Piece, number: int) -> Frame:
     content = piece.batch.serialize()
     low, high = records.time_bounds(piece.batch)
     rows, at = piece.batch.num_rows, file.tell() + HEADER_BYTES
-    flags = CHECKED | COMMIT
-    head = Frame(BATCH, flags, number, crc32(content), rows, content.size, piece.position, low, high, 0, at)
+    flags = CHECKED | HASHED | COMMIT
+    checksum = frames.checksum([content], flags)
+    head = Frame(BATCH, flags, number, checksum, rows, content.size, piece.position, low, high, 0, at)
     _put(file, head, content)
     return head
 

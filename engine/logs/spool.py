@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from engine.logs import manifest
 from engine.logs.errors import LogError, LogFull
-from engine.logs.groups import Buffer
+from engine.logs.frames import Buffer
 from engine.logs.manifest import write_durably
 from engine.logs.query import PageBuilder, as_table, chunks
 from engine.logs.store import LogStore

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from zlib import crc32
 
 import pyarrow as pa
 
@@ -157,7 +156,7 @@ def _check_open(folder: Path, topic: str, partition: str, loaded: Manifest) -> I
             schemas: dict[int, pa.Schema] = {}
             for frame in found:
                 payload = os.pread(fd, frame.length, frame.offset)
-                if frame.flags & CHECKED and crc32(payload) != frame.checksum:
+                if frame.flags & CHECKED and frames.checksum([payload], frame.flags) != frame.checksum:
                     checked.problems.append(f"the record at byte {frame.offset} does not have its checksum")
                     continue
                 if frame.kind == SCHEMA:

@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from engine.logs import layout, records, recovery
 from engine.logs.errors import LogFull, LogWriteError, PartitionBusy
-from engine.logs.groups import Buffer, Group, Item, assemble, write_all
+from engine.logs.frames import Buffer
+from engine.logs.groups import Group, Item, assemble, write_all
 from engine.logs.recovery import OpenSegment
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -79,7 +80,6 @@ class PartitionWriter:
         segment_bytes: int = 256 << 20,
         segment_frames: int = 65_536,
         segment_age_s: float = 3600.0,
-        checksum_bytes: int = 65_536,
         wait_s: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -96,7 +96,6 @@ class PartitionWriter:
         self._segment_bytes = segment_bytes
         self._segment_frames = segment_frames
         self._segment_age_s = segment_age_s
-        self._checksum_bytes = checksum_bytes
         self._clock = clock
         self._lock = threading.RLock()
         self._wake = threading.Condition()
@@ -259,11 +258,12 @@ class PartitionWriter:
 
     def _write(self, items: list[Item]) -> None:
         segment = self._active or self._create(items[0].position)
-        group = assemble(segment, items, self._checksum_bytes)
+        group = assemble(segment, items)
         self._put(segment, group)
         segment.committed(group.frames, group.schemas, group.end)
         self._active = segment
-        self.rows_written += sum(item.rows for item in items)
+        for item in items:
+            self.rows_written += item.rows
 
     def _create(self, position: int) -> OpenSegment:
         try:

@@ -68,6 +68,8 @@ class OnnxModel:
         )
         nodes = self._session.get_outputs()
         self._names = [node.name for node in nodes]
+        # What `InferenceSession.run` calls once it has looked at its arguments, which takes longer than a small model.
+        self._run_session = self._session._sess.run
         self._shapes = [_shape(node.shape) if node.type.startswith("tensor(") else None for node in nodes]
         self.outputs = tuple(_spec(node, "output", document.name) for node in nodes if node.type.startswith("tensor("))
         for node in nodes:
@@ -175,10 +177,12 @@ class OnnxModel:
 
     def execute(self, feed: dict[str, Tensor]) -> list[Any]:
         """Run the session on ready tensors and return its outputs; raises `InferenceFailure`."""
-        size = sum(tensor.nbytes for tensor in feed.values())
+        size = 0
+        for tensor in feed.values():
+            size += tensor.nbytes
         options = self._giving_back if size > _BIG_INPUT_BYTES else None
         try:
-            outputs: list[Any] = self._session.run(None, feed, options)
+            outputs: list[Any] = self._run_session(self._names, feed, options)
         except _ORT_ERRORS as exc:
             raise InferenceFailure(f"Model {self.document.name!r} cannot run on this input: {exc}", status=400) from exc
         return outputs

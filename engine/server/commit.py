@@ -19,7 +19,7 @@ from engine.logs.errors import LogError, LogFull
 from engine.logs.spool import SpoolWriter, open_writer
 from engine.logs.writer import PartitionWriter
 from engine.server.fast.template import Buffer
-from engine.server.metrics import Metrics, labels
+from engine.server.metrics import Counter, Metrics, labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,7 @@ class Logs:
         self._writers: dict[str, PartitionWriter | SpoolWriter] = {}
         self._dirty: dict[str, int] = {}
         """Topics with unflushed rows, and how many."""
+        self._rows: dict[str, Counter] = {}
         self._retry_at: dict[str, float] = {}
 
     @property
@@ -85,6 +86,7 @@ class Logs:
                 wait_s=PARTITION_WAIT_S,
             )
             self._writers[topic] = writer
+            self._rows[topic] = self._metrics.counter("potoroo_engine_log_rows_total", labels(topic=topic))
         return writer
 
     def append(self, topic: str, record: pa.RecordBatch) -> None:
@@ -121,7 +123,7 @@ class Logs:
                 except RecordsLost:
                     refused.add(topic)
             else:
-                self._metrics.add("potoroo_engine_log_rows_total", labels(topic=topic), rows)
+                self._rows[topic].value += rows
         self._dirty.clear()
         return refused
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from engine.contract.datasets import Selection
 from engine.contract.failures import failure_body
 from engine.server.commit import FAILURES, Logs
-from engine.server.fast.path import Work
+from engine.server.fast.path import Work, ignore_overflow
 from engine.server.fast.template import Buffer
 from engine.server.http import Connection, State
 from engine.server.metrics import Metrics, labels
+from engine.server.polling import BusyPoll
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +86,13 @@ class Desk:
         self.depth = 0
         """Requests that wait for a thread, or are in one."""
         self.threads = threads
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="infer")
+        self.pool = ThreadPoolExecutor(threads, "infer", ignore_overflow)
         self._loop = loop
         self._queue_depth = queue_depth
         self._lanes: list[Lane] = []
         self._replies: list[Reply] = []
         self._scheduled = False
+        self._busy_poll = BusyPoll(loop)
 
     @property
     def is_full(self) -> bool:
@@ -129,6 +131,8 @@ class Desk:
     def _turn(self) -> None:
         self._scheduled = False
         lanes, self._lanes = self._lanes, []
+        if lanes:
+            self._busy_poll.arrived(time.perf_counter_ns())
         broken: list[Ticket] = []
         for lane in lanes:
             tickets, lane.waiting = lane.waiting, []
@@ -140,14 +144,15 @@ class Desk:
                 broken += tickets
         refused = self.logs.flush()
         replies, self._replies = self._replies, []
-        self._send(replies, refused)
+        if replies:
+            self._send(replies, refused)
+            self._busy_poll.answered(time.perf_counter_ns())
         for ticket in broken:
             body = failure_body("The engine failed on this request; its log says more.", 500, ticket.route.user_agent)
             ticket.connection.respond(ticket.serial, 500, b"application/json", body, ticket.route.headers)
 
     def _send(self, replies: Iterable[Reply], refused: set[str]) -> None:
         now = time.perf_counter_ns()
-        add = self.metrics.add
         for ticket, status, content_type, body, headers in replies:
             route = ticket.route
             lane = route.lane
@@ -171,9 +176,9 @@ class Desk:
                 whole = b"".join(parts) if parts is not None else body
                 connection.respond(ticket.serial, status, content_type, whole, headers)  # type: ignore[arg-type]
             lane.latency.observe(now - ticket.received_ns)
-            add("potoroo_engine_requests_total", lane.status_labels(status))
-            add("potoroo_engine_request_bytes_total", lane.labels, len(ticket.body))
-            add("potoroo_engine_reply_bytes_total", lane.labels, size)
+            lane.requests(status).value += 1
+            lane.request_bytes.value += len(ticket.body)
+            lane.reply_bytes.value += size
 
     def close(self) -> None:
         """Let the threads end."""

@@ -23,7 +23,7 @@ from engine.runtime.engine import Engine, InferReply, InferRequest
 from engine.server.commit import FAILURES, RecordsLost
 from engine.server.desk import Desk, Ticket
 from engine.server.fast.path import FastPath, Unfit, Work, constants, now_ms
-from engine.server.metrics import ROW_BOUNDS, labels
+from engine.server.metrics import ROW_BOUNDS, Counter, labels
 from engine.server.sharing import Cost, fast_model, rows_are_alone
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,11 @@ class Lane:
         self.run_time = metrics.histogram("potoroo_engine_run_ns", self.labels)
         self.batch_rows = metrics.histogram("potoroo_engine_batch_rows", self.labels, ROW_BOUNDS)
         self.batched = metrics.histogram("potoroo_engine_batched_requests", self.labels, ROW_BOUNDS)
-        self._status_labels: dict[int, str] = {}
+        self.request_bytes = metrics.counter("potoroo_engine_request_bytes_total", self.labels)
+        self.reply_bytes = metrics.counter("potoroo_engine_reply_bytes_total", self.labels)
+        self._rows = metrics.counter("tensor_throughput_batch_count", self.labels)
+        self._fast_requests = metrics.counter("potoroo_engine_fast_requests_total", self.labels)
+        self._requests: dict[int, Counter] = {}
         self._rehearse()
 
     def _rehearse(self) -> None:
@@ -262,9 +266,8 @@ class Lane:
         content_type = ARROW_FILE if group[0].route.fast_arrow else JSON_RECORDS
         for ticket, body in zip(group, bodies, strict=True):
             desk.reply((ticket, 200, content_type, body, ticket.route.headers))
-        metrics = desk.metrics
-        metrics.add("tensor_throughput_batch_count", self.labels, work.rows)
-        metrics.add("potoroo_engine_fast_requests_total", self.labels, len(group))
+        self._rows.value += work.rows
+        self._fast_requests.value += len(group)
         self.run_time.observe(took_ns)
         self.batch_rows.observe(work.rows)
         self.batched.observe(len(group))
@@ -354,7 +357,7 @@ class Lane:
         desk.reply((ticket, reply.status, reply.content_type.encode(), reply.body, headers))
         if reply.status == 200:
             self.cost.saw(max(reply.rows, 1), reply.execution_ns)
-            desk.metrics.add("tensor_throughput_batch_count", self.labels, reply.rows)
+            self._rows.value += reply.rows
             self.run_time.observe(reply.execution_ns)
             self.batch_rows.observe(reply.rows)
             self.batched.observe(1)
@@ -381,13 +384,13 @@ class Lane:
         else:
             fast.learn_json(decoded.batch, full, kept)
 
-    def status_labels(self, status: int) -> str:
-        """Return the labels of the request counter."""
-        found = self._status_labels.get(status)
+    def requests(self, status: int) -> Counter:
+        """Return the counter of requests answered with a status."""
+        found = self._requests.get(status)
         if found is None:
-            found = self._status_labels[status] = labels(
-                pipeline_name=self.name, deploy_id=self.engine.document.deploy_id, code=str(status)
-            )
+            deploy_id = self.engine.document.deploy_id
+            label_set = labels(pipeline_name=self.name, deploy_id=deploy_id, code=str(status))
+            found = self._requests[status] = self.desk.metrics.counter("potoroo_engine_requests_total", label_set)
         return found
 
 

@@ -75,21 +75,37 @@ class Histogram:
         yield (f"{name}_sum", label_set), self.total
 
 
+class Counter:
+    """One number that grows; whoever counts often keeps it and raises `value`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+
 class Metrics:
     """All series of this process."""
 
     def __init__(self) -> None:
-        self._numbers: dict[tuple[str, str], float] = {}
+        self._gauges: dict[tuple[str, str], float] = {}
+        self._counters: dict[tuple[str, str], Counter] = {}
         self._histograms: dict[tuple[str, str], Histogram] = {}
+
+    def counter(self, name: str, label_set: str) -> Counter:
+        """Return a counter, made on first use."""
+        found = self._counters.get((name, label_set))
+        if found is None:
+            found = self._counters.setdefault((name, label_set), Counter())
+        return found
 
     def add(self, name: str, label_set: str, amount: float = 1) -> None:
         """Raise a counter."""
-        key = (name, label_set)
-        self._numbers[key] = self._numbers.get(key, 0) + amount
+        self.counter(name, label_set).value += amount
 
     def set(self, name: str, label_set: str, value: float) -> None:
         """Set a gauge."""
-        self._numbers[name, label_set] = value
+        self._gauges[name, label_set] = value
 
     def histogram(self, name: str, label_set: str, bounds: list[int] = LATENCY_BOUNDS_NS) -> Histogram:
         """Return a histogram, made on first use; keep it where it is used often."""
@@ -97,8 +113,8 @@ class Metrics:
 
     def snapshot(self) -> dict[tuple[str, str], float]:
         """Return all numbers as of now."""
-        numbers = dict(self._numbers)
-        for (name, label_set), histogram in self._histograms.items():
+        numbers = self._gauges | {key: counter.value for key, counter in list(self._counters.items())}
+        for (name, label_set), histogram in list(self._histograms.items()):
             numbers.update(histogram.series(name, label_set))
         return numbers
 

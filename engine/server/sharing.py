@@ -139,13 +139,14 @@ def watch(model: OnnxModel, metrics: Metrics, deploy_id: str) -> None:
     """
     label_set = labels(model_name=model.document.name, model_version=model.document.version, deploy_id=deploy_id)
     times = metrics.histogram("potoroo_engine_model_ns", label_set)
-    execute = model.execute
+    rows = metrics.counter("potoroo_engine_model_rows_total", label_set)
+    execute, first = model.execute, model.inputs[0].name
 
     def counted(feed: dict[str, np.ndarray[Any, np.dtype[Any]]]) -> list[Any]:
         started = time.perf_counter_ns()
         outputs = execute(feed)
         times.observe(time.perf_counter_ns() - started)
-        metrics.add("potoroo_engine_model_rows_total", label_set, max((len(each) for each in feed.values()), default=0))
+        rows.value += len(feed[first])
         return outputs
 
     model.execute = counted  # type: ignore[method-assign]  # the one place that every run passes

@@ -19,7 +19,7 @@ from pyarrow.fs import FileSelector, FileSystem
 from typer.testing import CliRunner
 
 from app.logs.cli import logs
-from engine.logs import manifest, transfer
+from engine.logs import frames, groups, manifest, transfer
 from engine.logs.errors import LogError
 from engine.logs.maintain import Policy, Report, maintain, maintain_topic
 from engine.logs.ordered import read_ordered
@@ -498,6 +498,24 @@ def test_damage_is_found(tmp_path: Path, cold: bool) -> None:
 
     damaged = {checked.file for checked in verify(LogStore(tmp_path)) if checked.problems}
     assert damaged == {sealed, open_file}
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("flag", [frames.HASHED, 0], ids=["XXH3", "CRC-32 of older files"])
+def test_a_flipped_bit_is_found_in_every_kind_of_record(tmp_path: Path, flag: int, large: bool) -> None:
+    record = pa.record_batch({"time": pa.array([1]), "x": pa.array(["a" * (200_000 if large else 200)])})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "HASHED", flag)
+        with PartitionWriter(tmp_path, TOPIC, "p") as writer:
+            writer.append(record)
+            writer.flush()
+    (path,) = (tmp_path / TOPIC / "p").glob("*.log")
+    assert [checked.problems for checked in verify(LogStore(tmp_path))] == [[]]
+
+    path.write_bytes(path.read_bytes().replace(b"aaaa", b"aaba", 1))
+
+    (damaged,) = verify(LogStore(tmp_path))
+    assert damaged.problems
 
 
 @pytest.mark.parametrize("form", list(Format))

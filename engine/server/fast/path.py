@@ -43,6 +43,14 @@ _TIME = struct.Struct("<q")
 _ELAPSED = struct.Struct("<QQ")
 
 
+def ignore_overflow() -> None:
+    """Let numbers beyond float32 become infinities without a warning, in this thread from now on."""
+    np.seterr(over="ignore")
+
+
+ignore_overflow()  # and so in the event loop's thread
+
+
 class Unfit(Exception):
     """This request is not for the fast path."""
 
@@ -93,6 +101,7 @@ class FastPath:
         self.dtype: np.dtype[Any] = spec.dtype
         self.row_shape: tuple[int, ...] = spec.row_shape
         self.width = int(np.prod(self.row_shape))
+        self._is_flat = len(self.row_shape) == 1
         self.input_name: str = spec.name
         self.outputs = [output.name for output in model.outputs]
         self._log_limit_bytes = log_limit_bytes
@@ -168,26 +177,26 @@ class FastPath:
     def run(self, matrix: Tensor) -> list[Tensor]:
         """Infer on a matrix; raises `Unfit` when the outputs are not what templates hold."""
         rows = len(matrix)
-        if matrix.dtype == self.dtype:
-            ready = matrix
-        else:
-            with np.errstate(over="ignore"):
-                ready = matrix.astype(self.dtype)
+        ready = matrix if matrix.dtype is self.dtype else matrix.astype(self.dtype)
+        if not self._is_flat:
+            ready = ready.reshape(rows, *self.row_shape)
         try:
-            values = self.model.execute({self.input_name: ready.reshape(rows, *self.row_shape)})
+            values = self.model.execute({self.input_name: ready})
         except InferenceFailure as exc:
             raise Unfit from exc
         outputs = []
         for value, (dtype, width) in zip(values, self._output_kinds, strict=True):
             if (
-                not isinstance(value, np.ndarray)
+                type(value) is not np.ndarray
                 or value.dtype != dtype
                 or not value.ndim
                 or value.shape[0] != rows
                 or value.size != rows * width
             ):
                 raise Unfit
-            outputs.append(np.ascontiguousarray(value).reshape(rows, width))
+            if value.shape != (rows, width) or not value.flags.c_contiguous:
+                value = np.ascontiguousarray(value).reshape(rows, width)
+            outputs.append(value)
         return outputs
 
     # Learning.
