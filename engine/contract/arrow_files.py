@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.contract import columns as cols
+from engine.contract import kernels as pc
 from engine.contract.arrow_layout import BadLayout, measure
 from engine.contract.failures import BadInput
 from engine.contract.records import row_bytes, tensor_metadata

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from engine.contract import kernels as pc
 
 NUMPY_TYPES: dict[pa.DataType, np.dtype[Any]] = {
     pa.int8(): np.dtype("i1"),

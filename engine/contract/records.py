@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.contract import columns as cols
+from engine.contract import kernels as pc
 
 TENSOR_TYPE = b"tensor_type"
 

@@ -20,7 +20,6 @@ from engine.contract.deployment import PipelineDocument
 from engine.contract.failures import BadInput, InferenceFailure
 from engine.contract.records import TENSOR_TYPE, tensor_metadata
 from engine.runtime.checks import failed_checks
-from engine.runtime.expressions import anomalies
 from engine.runtime.models import LoadError, Model, ModelOutput
 from engine.runtime.reshaping import average, cast_numbers, columns_to_rows, fold_rows, select_columns
 from engine.runtime.tensors import zero_numbers
@@ -293,6 +292,8 @@ class _Run:
         self.answer.check_failures = failures
 
     def expression_check(self, step: steps.ExpressionCheck) -> None:
+        from engine.runtime.expressions import anomalies
+
         datasets = [("in", self.request), ("out", self.current.batch), *self.answer.others]
         shown = {name for name, _ in datasets}
         for ran in self.many:

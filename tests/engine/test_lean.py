@@ -1,4 +1,4 @@
-"""A process that keeps pandas out can do everything else."""
+"""What processes do without: pandas in all of them, and in an engine all that few inferences need."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ def test_arrays_are_made_without_pandas() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_loads_late_what_few_inferences_need() -> None:
+    late = ("pyarrow.compute", "pyarrow.fs", "pyarrow.parquet", "engine.runtime.expressions", "pandas")
+    probe = f"""
+import sys, engine.runtime.onnx, engine.server.process
+print(*(name for name in {late!r} if name in sys.modules))
+"""
+
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.split() == []
