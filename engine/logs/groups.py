@@ -16,6 +16,7 @@ _MAX_PARTS = 512
 _JOIN_BYTES = 16 << 10
 """Payloads up to this size are put together before they are written: the kernel takes few large pieces faster."""
 _PADS = [bytes(size) for size in range(ALIGNMENT)]
+_LONE = CHECKED | HASHED | COMMIT
 _MERGE_ROWS = 4_096
 _MERGE_BYTES = 1 << 20
 
@@ -84,6 +85,22 @@ def assemble(segment: OpenSegment, items: list[Item]) -> Group:
         )  # fmt: skip
         _add(group, frame, payload)
     return group
+
+
+def lone(segment: OpenSegment, item: Item) -> Group | None:
+    """Do what `assemble` does for the commonest write: one small encoded record of a schema that the file knows."""
+    number = segment.number_of(item.schema)
+    if number is None or item.batch is not None or item.size > _JOIN_BYTES:
+        return None
+    payload = b"".join(item.parts)
+    length, at = item.size, segment.size + HEADER_BYTES
+    flags = _LONE if item.messages == 1 else _LONE | MANY
+    frame = Frame(
+        BATCH, flags, number, frames.checksum((payload,), flags), item.rows, length, item.position,
+        item.min_time, item.max_time, item.sequence, at,
+    )  # fmt: skip
+    pad = -length % ALIGNMENT
+    return Group([frames.pack_header(frame), payload, _PADS[pad]], [frame], [], at + length + pad)
 
 
 def _number_in(group: Group, item: Item, first: int) -> int:

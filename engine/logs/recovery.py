@@ -43,7 +43,9 @@ class OpenSegment:
         for schema in schemas:
             self._numbers[schema] = len(self.schemas)
             self.schemas.append(schema)
-        self.frames += [frame for frame in new_frames if frame.kind == BATCH]
+        for frame in new_frames:
+            if frame.kind == BATCH:
+                self.frames.append(frame)
         self.size = size
 
     def sync(self) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from engine.logs import layout, records, recovery
 from engine.logs.errors import LogFull, LogWriteError, PartitionBusy
 from engine.logs.frames import Buffer
-from engine.logs.groups import Group, Item, assemble, write_all
+from engine.logs.groups import Group, Item, assemble, lone, write_all
 from engine.logs.recovery import OpenSegment
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -258,7 +258,7 @@ class PartitionWriter:
 
     def _write(self, items: list[Item]) -> None:
         segment = self._active or self._create(items[0].position)
-        group = assemble(segment, items)
+        group = (lone(segment, items[0]) if len(items) == 1 else None) or assemble(segment, items)
         self._put(segment, group)
         segment.committed(group.frames, group.schemas, group.end)
         self._active = segment

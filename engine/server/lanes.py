@@ -286,8 +286,13 @@ class Lane:
                 bodies.append(fast.arrow_reply(own, ticket.route.selection, part, time_ms, elapsed))
                 row += own.rows
             return bodies
-        constant = constants(time_ms, elapsed)
         selection = group[0].route.selection
+        if work.rows == 1:
+            template = fast.row_template(work.kind, selection)
+            if template is None:
+                raise Unfit
+            return [template.render_one(time_ms, elapsed, fast.json_columns(template, work.pieces, outputs))]
+        constant = constants(time_ms, elapsed)
         if len(group) == 1 or all(ticket.route.selection is selection for ticket in group):
             template = fast.row_template(work.kind, selection)
             if template is None:

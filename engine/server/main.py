@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from engine.contract.lean import without_pandas
+from engine.contract.lean import with_one_heap, without_pandas
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     without_pandas()
+    with_one_heap()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
     )

@@ -73,9 +73,14 @@ def join(pieces: Sequence[bytes], width: int) -> Matrix | None:
     rows = len(pieces)
     lists: Any = None
     try:
-        lists = _parser.parse(b"[[" + b"],[".join(pieces) + b"]]")
-        if len(lists) != rows or any(len(each) != width for each in lists):
-            return None
+        if rows == 1:
+            lists = _parser.parse(b"[%b]" % pieces[0])
+            if len(lists) != width:
+                return None
+        else:
+            lists = _parser.parse(b"[[" + b"],[".join(pieces) + b"]]")
+            if len(lists) != rows or any(len(each) != width for each in lists):
+                return None
         return np.frombuffer(lists.as_buffer(of_type="d"), np.float64).reshape(rows, width)
     except (ValueError, TypeError, RuntimeError):
         return None

@@ -37,6 +37,8 @@ NEAR_LIMIT = 0.95
 KNOWN_LAYOUTS = 64
 LARGEST_LAYOUT_BYTES = 1024 * 1024
 ROW_LIMIT = 65_536
+SMALL_BYTES = 4096
+"""Copying so little takes no longer than looking at it in place."""
 _JSON_LISTS = pa.list_(pa.field("item", pa.float64()))
 
 _TIME = struct.Struct("<q")
@@ -104,6 +106,7 @@ class FastPath:
         self._is_flat = len(self.row_shape) == 1
         self.input_name: str = spec.name
         self.outputs = [output.name for output in model.outputs]
+        self._output_slots = [f"out.{name}" for name in self.outputs]
         self._log_limit_bytes = log_limit_bytes
         self._form = flatten.Form(b"[{", b"", b"}]")
         self._json = Kind(None)
@@ -194,9 +197,8 @@ class FastPath:
                 or value.size != rows * width
             ):
                 raise Unfit
-            if value.shape != (rows, width) or not value.flags.c_contiguous:
-                value = np.ascontiguousarray(value).reshape(rows, width)
-            outputs.append(value)
+            fits = value.shape == (rows, width) and value.flags.c_contiguous
+            outputs.append(value if fits else np.ascontiguousarray(value).reshape(rows, width))
         return outputs
 
     # Learning.
@@ -369,8 +371,8 @@ class FastPath:
             "elapsed": _ELAPSED.pack(*elapsed_ns) * rows,
             "in": _raw(matrix),
         }
-        for name, output in zip(self.outputs, outputs, strict=True):
-            values[f"out.{name}"] = _raw(output)
+        for slot, output in zip(self._output_slots, outputs, strict=True):
+            values[slot] = _raw(output)
         return values
 
     def json_columns(
@@ -382,8 +384,7 @@ class FastPath:
             if pieces is None:
                 raise Unfit
             columns["in"] = pieces
-        for name, output in zip(self.outputs, outputs, strict=True):
-            slot = f"out.{name}"
+        for slot, output in zip(self._output_slots, outputs, strict=True):
             if slot in template.slots:
                 texts = row_texts(output)
                 if texts is None:
@@ -402,5 +403,5 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _raw(values: Tensor) -> memoryview:
-    return memoryview(values.reshape(-1).view("u1"))  # type: ignore[arg-type]  # numpy's stubs hide the buffer
+def _raw(values: Tensor) -> Buffer:
+    return values.tobytes() if values.nbytes <= SMALL_BYTES else memoryview(values).cast("B")  # type: ignore[arg-type]  # numpy's stubs hide the buffer

@@ -167,6 +167,9 @@ def file_template(sample: Sample, selection: Selection, rows: int) -> Filling:
     return Filling(raw, _holes(raw, layout, chosen, sample.slots(record)))
 
 
+_FORMATS = {"time": b"%d", "elapsed": b"%d,%d", "": b""}
+
+
 class RowTemplate:
     """A row of a JSON reply: constant text, and the slots between."""
 
@@ -177,6 +180,10 @@ class RowTemplate:
         self._slots = sample.slots(sample.first)
         self._object(chosen.schema.names, chosen.columns)
         self.slots = frozenset(self._order)
+        self._one = b"[%b]" % b"".join(
+            text.replace(b"%", b"%%") + _FORMATS.get(slot, b"%b")
+            for text, slot in zip(self._texts, [*self._order, ""], strict=True)
+        )
         if not self.slots - {"time", "elapsed"}:
             raise NoTemplate("nothing differs between rows")
 
@@ -220,6 +227,18 @@ class RowTemplate:
                 lists.append(columns[slot])
                 texts.append(text)
         return texts, lists
+
+    def render_one(self, time_ms: int, elapsed_ns: tuple[int, int], columns: dict[Slot, list[bytes]]) -> bytes:
+        """Return a reply of one row."""
+        cells: list[int | bytes] = []
+        for slot in self._order:
+            if slot == "time":
+                cells.append(time_ms)
+            elif slot == "elapsed":
+                cells += elapsed_ns
+            else:
+                cells.append(columns[slot][0])
+        return self._one % tuple(cells)
 
     def render_each(self, constants: dict[Slot, bytes], columns: dict[Slot, list[bytes]]) -> list[bytes]:
         """Return one reply of one row per element of the columns."""
