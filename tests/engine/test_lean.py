@@ -42,3 +42,18 @@ print(*(name for name in {late!r} if name in sys.modules))
     ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
 
     assert ran.stdout.split() == []
+
+
+def test_an_engine_keeps_arrow_buffers_in_the_heap_that_all_else_is_in() -> None:
+    probe = """
+from engine.server.main import main
+
+main(["--document", "/nowhere"])
+import pyarrow
+
+print(pyarrow.default_memory_pool().backend_name)
+"""
+
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.split() == ["system"]
