@@ -14,7 +14,7 @@ class Client:
     """A client's release, when its User-Agent tells."""
 
     release: tuple[int, int, int] | None = None
-    """Release of the vendor's SDK; None for those up to 2023.4, and for everybody else."""
+    """Release of the vendor's SDK; None for those up to 2023.4 (but at the log store), and for everybody else."""
     is_old_generated: bool = False
     """Whether it may be the generated client of the SDK up to 2023.4, which shows nothing but an httpx of its time."""
 
@@ -51,6 +51,11 @@ class Client:
     def takes_last_version_as_newest(self) -> bool:
         """Whether it takes the last of a model's versions for the newest; from 2025.1 on it is the first."""
         return self.is_old_generated or (self.release is not None and self.release < (2025, 1, 0))
+
+    @property
+    def reads_logs_as_texts(self) -> bool:
+        """Whether plain JSON asked of the log store is a text per row: up to 2024.2, with its Arrow switched off."""
+        return self.release is not None and self.release < (2024, 3, 0)
 
     @property
     def wants_plain_deploy_errors(self) -> bool:

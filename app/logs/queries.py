@@ -16,10 +16,11 @@ from engine.logs.query import Order, TimeRange
 NOTHING = pa.table({})
 
 
-def parse(query: str) -> Wanted:
+def parse(query: str, *, older: bool = False) -> Wanted:
     """Return what a query string asks for; one that makes no sense counts as none, as it always did.
 
-    Raises `Invalid` for half a time range, or one that is to be read in descending order.
+    `older` clients may call the size of a page `limit`. Raises `Invalid` for half a time range, or one that is to be
+    read in descending order.
     """
     single: dict[str, str] = {}
     partitions: list[str] = []
@@ -30,7 +31,7 @@ def parse(query: str) -> Wanted:
         else:
             single[name] = value
     try:
-        page_size = int(single.get("page_size") or 1000)
+        page_size = int(single.get("page_size") or (older and single.get("limit")) or 1000)
         order = Order((single.get("order") or "asc").lower())
         if page_size < 1:
             raise ValueError

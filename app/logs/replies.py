@@ -39,6 +39,11 @@ def wants_arrow(accept: str | None, *, strict: bool) -> bool:
     return False
 
 
+def is_plain_json(accept: str | None) -> bool:
+    """Tell whether an Accept header asks for JSON without saying of which form, and for nothing else."""
+    return (accept or "").strip().lower() == "application/json"
+
+
 def arrow_file(table: pa.Table) -> memoryview:
     """Return a table as an Arrow IPC file; one without rows becomes a file without columns and metadata."""
     if table.num_rows == 0:

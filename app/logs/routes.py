@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from app.deployments import access as deployments
 from app.errors import Invalid, TooLarge
 from app.identity.caller import CurrentCaller, bearer_token, current_caller
+from app.kit.clients import client_of
 from app.kit.context import context_of
 from app.kit.db import Session
 from app.kit.http import Faces
@@ -125,15 +126,21 @@ async def describe_topic(request: Request, caller: CurrentCaller, topic: TopicNa
 async def read_topic(request: Request, caller: CurrentCaller, topic: TopicName, accept: Accept = None) -> Response:
     """Return a page of a topic, over all its partitions or those of `partition_filter`.
 
-    An Arrow reply with rows carries `status` in its schema's metadata, a JSON reply in `x-iteration-status`.
+    An Arrow reply with rows carries `status` in its schema's metadata, a JSON reply in `x-iteration-status`. The
+    vendor's SDK up to 2024.2 that asks for `application/json` gets `{"records", "status", "next"}` with a JSON text per
+    row.
     """
     context = context_of(request)
     arrow = replies.wants_arrow(accept, strict=True)
-    wanted = queries.parse(request.url.query)
+    as_texts = replies.is_plain_json(accept) and client_of(request.headers.get("user-agent")).reads_logs_as_texts
+    wanted = queries.parse(request.url.query, older=as_texts)
     positions = _positions(await _limited_body(request, 1 << 20))
     async with context.sessions() as session:
         if not await topics.sees(session, caller, topic):
             topic = ""
+    if as_texts:
+        page = await service.topic_records_as_texts(context, topic, wanted, positions)
+        return replies.answer(page.content, page.content_type)
     if not topic:
         return replies.answer(*replies.encode(queries.NOTHING, arrow=arrow))
     page = await service.topic_records(context.settings, topic, wanted, positions, arrow=arrow)

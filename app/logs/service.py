@@ -16,7 +16,9 @@ from prometheus_client import Gauge
 
 from app.errors import AppError, InsufficientStorage, Invalid, TooManyRequests
 from app.kit.context import Context
-from app.logs import replies
+from app.logs import older, replies
+from app.logs.topics import parse as parse_topic
+from app.models import service as models
 from app.settings import Settings
 from engine.contract.datasets import EVERYTHING, Selection, select_table
 from engine.contract.failures import BadInput
@@ -114,19 +116,35 @@ async def topic_records(
     """Return a page over the partitions of a topic."""
 
     def work() -> Body:
-        page = reader.read_page(
-            store_of(settings),
-            topic,
-            order=wanted.order,
-            page_size=wanted.page_size,
-            positions=positions,
-            time_range=wanted.time_range,
-            partition_filter=wanted.partitions,
-        )
+        page = _topic_page(settings, topic, wanted, positions)
         status = json.dumps({"status": str(page.status), "next": page.next}, separators=(",", ":"))
         return _page(page.table, wanted.selection, {"status": status}, arrow=arrow)
 
     return await _read(work)
+
+
+async def topic_records_as_texts(context: Context, topic: str, wanted: Wanted, positions: Mapping[str, int]) -> Body:
+    """Return a page over the partitions of a topic as older clients read it; of no topic, an empty one."""
+    page = reader.Page(pa.table({}), reader.Status.ALL, {})
+    if topic:
+        page = await _read(lambda: _topic_page(context.settings, topic, wanted, positions))
+    workspace_id, pipeline = parse_topic(topic) or (0, "")
+    async with context.sessions() as session:
+        versions = await models.version_ids(session, workspace_id, older.last_models(page.table).values())
+    content = await asyncio.to_thread(older.encode, page, pipeline, versions)
+    return Body(content, older.CONTENT_TYPE, {})
+
+
+def _topic_page(settings: Settings, topic: str, wanted: Wanted, positions: Mapping[str, int]) -> reader.Page:
+    return reader.read_page(
+        store_of(settings),
+        topic,
+        order=wanted.order,
+        page_size=wanted.page_size,
+        positions=positions,
+        time_range=wanted.time_range,
+        partition_filter=wanted.partitions,
+    )
 
 
 async def partition_records(

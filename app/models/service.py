@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
@@ -139,6 +139,19 @@ async def resolve(
     if sha and found.sha and found.sha != sha.lower():
         raise NotFound(f"Version {version} of model {name!r} has SHA-256 {found.sha}, not {sha[:80]}.")
     return found
+
+
+async def version_ids(
+    session: AsyncSession, workspace_id: int, named: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """Return the newest version of each model, by its name and SHA-256; those that the workspace lacks are left out."""
+    query = (
+        select(ModelVersion.model_id, ModelVersion.sha, ModelVersion.model_version)
+        .join(ModelVersion.model)
+        .where(Model.workspace_id == workspace_id, tuple_(ModelVersion.model_id, ModelVersion.sha).in_(list(named)))
+        .order_by(ModelVersion.id)
+    )
+    return {(name, sha or ""): version for name, sha, version in await session.execute(query)}
 
 
 async def config_in_force(session: AsyncSession, version_id: int) -> ModelConfig | None:

@@ -20,10 +20,12 @@ from app.logs import service
 from app.pipelines.tables import Pipeline
 from app.workspaces.tables import Workspace
 from engine.contract.deployment import LogDocument
+from engine.contract.failures import InferenceFailure
 from engine.logs.writer import PartitionWriter
+from engine.runtime.failures import failure_record
 from tests.conftest import ANN
 from tests.factories import Make
-from tests.logs.rows import batch, ids_of
+from tests.logs.rows import FLOATS, batch, ids_of
 
 ARROW = "application/vnd.apache.arrow.file"
 RECORDS = "application/json; format=pandas-records"
@@ -399,6 +401,132 @@ async def test_what_makes_no_sense_is_refused_in_the_stores_own_shape(
     assert "invalid path" in pathless.json()["message"]
     assert "cannot emit requested" in formless.json()["message"]
     assert "invalid query" in backwards.json()["message"]
+
+
+OLD_SDK = {"accept": "application/json", "user-agent": "WallarooSDK/2023.2.1+abc"}
+
+
+def recorded(ids: Iterable[int], sha: str, name: str = "champ") -> pa.RecordBatch:
+    """Records as an engine keeps them: a failed check on even rows, a shadow model, a split."""
+    ids = list(ids)
+    shape = {b"tensor_type": b'{"shape":[2,1]}'}
+    inputs = [pa.field("tensor", pa.list_(pa.float32())), pa.field("tier", pa.string())]
+    outputs = [pa.field("_model_split", pa.list_(pa.string())), pa.field("y", FLOATS, metadata=shape)]
+    failure = pa.struct([pa.field("False", pa.struct([pa.field("expr", pa.string())]))])
+    metadata = [("last_model", pa.string()), ("elapsed", pa.list_(pa.uint64())), ("dropped", pa.list_(pa.string()))]
+    rows = [
+        {
+            "time": i,
+            "in": {"tensor": [float(i), 0.1], "tier": "gold"},
+            "out": {"_model_split": ["{}"], "y": [i / 2, 1.0]},
+            "check_failures": [] if i % 2 else [{"False": {"expr": "champ.outputs[0][0] > 9"}}],
+            "anomaly": {"count": 0},
+            "out_shadow": {"label": i},
+            "metadata": {
+                "last_model": json.dumps({"model_name": name, "model_sha": sha}),
+                "elapsed": [5, 70],
+                "dropped": [],
+            },
+        }
+        for i in ids
+    ]
+    schema = pa.schema(
+        [
+            ("time", pa.int64()),
+            ("in", pa.struct(inputs)),
+            ("out", pa.struct(outputs)),
+            ("check_failures", pa.list_(failure)),
+            ("anomaly", pa.struct([("count", pa.uint32())])),
+            ("out_shadow", pa.struct([("label", pa.int64())])),
+            ("metadata", pa.struct(metadata)),
+        ]
+    )
+    return pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
+async def test_an_sdk_with_arrow_switched_off_reads_a_text_per_row(
+    ann: httpx.AsyncClient, context: Context, make: Make, lab: Workspace, topic: str
+) -> None:
+    version = await make.model_version(lab, name="champ")
+    with PartitionWriter(context.settings.logs_root, topic, "engine-a") as writer:
+        writer.append(recorded(range(6), version.sha or ""))
+
+    answer = await ann.post(f"/v1/logs/topic/{topic}/records?limit=2", json={"engine-a": 2}, headers=OLD_SDK)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert {key: body[key] for key in body if key != "records"} == {"status": "RecordLimited", "next": {"engine-a": 4}}
+    assert [json.loads(text) for text in body["records"]] == [
+        {
+            "check_failures": failures,
+            "elapsed": [5, 70],
+            "model_name": "champ",
+            "model_version": version.model_version,
+            "original_data": {"tensor": [[float(i), 0.1]], "tier": ["gold"]},
+            "outputs": [{"Float": {"v": 1, "dim": [1, 2, 1], "data": [i / 2, 1.0]}}],
+            "pipeline_name": "houses",
+            "shadow_data": {"shadow": [{"Int64": {"v": 1, "dim": [1], "data": [i]}}]},
+            "time": i,
+        }
+        for i, failures in ((2, [{"False": {"expr": "champ.outputs[0][0] > 9"}}]), (3, []))
+    ]
+
+
+async def test_an_sdk_with_arrow_switched_off_reads_to_an_empty_page(
+    ann: httpx.AsyncClient, bob: httpx.AsyncClient, context: Context, topic: str
+) -> None:
+    keep(context, topic, range(3))
+    keep(context, topic, range(3, 8), kind=1, partition="engine-b")
+    path, positions, seen = f"/v1/logs/topic/{topic}/records?page_size=2", {"engine-a": 1, "engine-b": 0}, []
+
+    while records := (body := (await ann.post(path, json=positions, headers=OLD_SDK)).json())["records"]:
+        seen += [json.loads(text) for text in records]
+        positions = body["next"]
+
+    assert sorted(row["original_data"]["id"] for row in seen) == [[i] for i in range(1, 8)]
+    assert {(row["model_name"], row["model_version"]) for row in seen} == {("m0", ""), ("m1", ""), ("m2", "")}
+    assert body["status"] == "All"
+    outsider = await bob.post(path, json={}, headers=OLD_SDK)
+    assert outsider.json() == {"records": [], "status": "All", "next": {}}
+
+
+async def test_an_sdk_with_arrow_switched_off_reads_failures(
+    ann: httpx.AsyncClient, context: Context, topic: str
+) -> None:
+    failure = InferenceFailure("No.", status=400)
+    with PartitionWriter(context.settings.logs_root, f"{topic}-failures", "engine-a") as writer:
+        writer.append(failure_record(failure, None, "v1", "engine-a", 7))
+
+    answer = await ann.post(f"/v1/logs/topic/{topic}-failures/records", json={}, headers=OLD_SDK)
+
+    (text,) = answer.json()["records"]
+    record = json.loads(text)
+    assert (record["time"], record["outputs"], record["elapsed"]) == (7, [], [0, 0])
+    assert record["original_data"] == {"request": [""]}
+    assert record["error"] == {"code": 400, "message": "No."}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"accept": "application/json"},
+        {"accept": "application/json", "user-agent": "python-requests/2.25.1"},
+        {"accept": "application/json", "user-agent": "WallarooSDK/2024.3.0"},
+        {"accept": "*/*", "user-agent": "WallarooSDK/2023.2.1"},
+        {"accept": RECORDS, "user-agent": "WallarooSDK/2023.2.1"},
+    ],
+)
+async def test_everybody_else_reads_an_array(
+    ann: httpx.AsyncClient, context: Context, topic: str, headers: dict[str, str]
+) -> None:
+    keep(context, topic, range(3))
+
+    answer = await ann.post(f"/v1/logs/topic/{topic}/records?limit=2", json={}, headers=headers)
+
+    assert answer.headers["content-type"] == RECORDS
+    assert [row["in"]["id"] for row in answer.json()] == [0, 1, 2]
+    assert json.loads(answer.headers["x-iteration-status"])["status"] == "All"
 
 
 async def test_a_query_that_cannot_be_read_counts_as_none(ann: httpx.AsyncClient, context: Context, topic: str) -> None:

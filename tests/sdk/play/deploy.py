@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,6 @@ def _warnings(call: Callable[[], Any]) -> tuple[Any, str]:
 
 @scenario()
 def logs_are_read_in_a_range_of_time(stage: Stage) -> None:
-    import datetime
-
     now = datetime.datetime.now(datetime.UTC)
     hour = datetime.timedelta(hours=1)
     logs, said = _warnings(lambda: _pipeline(stage).logs(start_datetime=now - hour, end_datetime=now + hour))
@@ -235,8 +235,6 @@ def logs_tell_which_model_answered(stage: Stage) -> None:
 
 @scenario()
 def raw_logs_are_read(stage: Stage) -> None:
-    import datetime
-
     wl = stage.client()
     topic = wl.get_topic_name(_pipeline(stage).id())
     now = datetime.datetime.now(datetime.UTC)
@@ -252,6 +250,33 @@ def raw_logs_are_read(stage: Stage) -> None:
     assert len(flat) > 10
     assert len(wl.get_raw_pipeline_inference_logs(topic, now - hour, now + hour, model_name="another")) == 0
     assert len(wl.get_raw_logs("no-such-topic")) == 0
+
+
+@scenario(unless(not since("2024.3"), "reads logs as Arrow alone"))
+def logs_are_read_with_arrow_switched_off(stage: Stage) -> None:
+    wl, model = stage.client(), stage.model()
+    topic = wl.get_topic_name(_pipeline(stage).id())
+    now = datetime.datetime.now(datetime.UTC)
+    hour = datetime.timedelta(hours=1)
+    _pipeline(stage).infer(stage.frame(3))
+
+    os.environ["ARROW_ENABLED"] = "false"
+    try:
+        entries, _status = wl.get_logs(topic, 3)
+        raw = wl.get_raw_logs(topic, limit=3)
+        flat = wl.get_pipeline_inference_dataframe(topic, now - hour, now + hour, model_name=model.name())
+        nothing = wl.get_raw_logs("no-such-topic")
+    finally:
+        del os.environ["ARROW_ENABLED"]
+
+    assert [(entry.model_name, entry.model_version) for entry in entries] == [(model.name(), model.version())] * 3
+    same = np.testing.assert_allclose
+    same([entry.output[1].ravel()[1] for entry in entries], stage.sample["expected"][:3], rtol=1e-5, atol=1e-6)
+    same([entry.input[0] for entry in entries], stage.sample["rows"][:3], rtol=1e-5)
+    assert entries._repr_html_()
+    assert [json.loads(text)["time"] for text in raw] == [entry.raw["time"] for entry in entries]
+    assert len(flat) > 10
+    assert nothing == []
 
 
 @scenario()
