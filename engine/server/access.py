@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from jose import jwk, jwt
-from jose.exceptions import ExpiredSignatureError, JOSEError
 
 from engine.contract.deployment import AccessDocument, AccessSettings
+from engine.server.tokens import BadToken, read_keys, verified_claims
 
 log = logging.getLogger(__name__)
 
-ALGORITHM = "RS256"
 KNOWN_TOKENS = 20_000
 FETCH_TIMEOUT_S = 5.0
 LONGEST_TOKEN_BYTES = 16 * 1024
@@ -65,22 +63,19 @@ class Access:
             self._use(document)
 
     def update(self, raw: bytes) -> bool:
-        """Take a document as it came; False if nothing changed. Raises `msgspec.ValidationError`."""
+        """Take a document as it came; False if nothing changed. Raises `ValueError`, and then keeps the former."""
         if raw == self._raw:
             return False
         document = msgspec.json.decode(raw, type=AccessDocument)
-        self._raw = raw
         self._use(document)
+        self._raw = raw
         return True
 
     def _use(self, document: AccessDocument) -> None:
+        self._keys = read_keys(document.keys)
         self._document = document
         self._users = frozenset(document.users)
         self._revoked = frozenset(document.revoked_sessions)
-        self._keys: dict[str | None, list[Any]] = {}
-        for key in document.keys:
-            if key.get("kty") == "RSA" and key.get("alg", ALGORITHM) == ALGORITHM and key.get("use", "sig") == "sig":
-                self._keys.setdefault(key.get("kid"), []).append(jwk.construct(key, ALGORITHM))
         self._verdicts = {}
         self.generation += 1
 
@@ -108,12 +103,10 @@ class Access:
         if len(token) > LONGEST_TOKEN_BYTES:
             return Verdict(401, "Jwt is too large", now + REFUSED_FOR_S)
         try:
-            claims = self._verify(token.decode("ascii"))
-            expires, issued = float(claims["exp"]), float(claims.get("iat", 0))
-        except ExpiredSignatureError:
-            return Verdict(401, "Jwt is expired", float("inf"))
-        except (JOSEError, KeyError, TypeError, ValueError):
+            claims = verified_claims(token, self._keys, now)
+        except BadToken:
             return Verdict(401, "Jwt verification fails", now + REFUSED_FOR_S)
+        expires, issued = claims["exp"], claims["iat"]
         if expires <= now:
             return Verdict(401, "Jwt is expired", float("inf"))
         user = str(claims.get("sub", ""))
@@ -124,29 +117,6 @@ class Access:
         if user in self._users or (document.any_service and _is_service(claims)):
             return Verdict(200, "", expires, user)
         return Verdict(404, INVISIBLE, expires, user)
-
-    def _verify(self, token: str) -> dict[str, Any]:
-        header = jwt.get_unverified_header(token)
-        if header.get("alg") != ALGORITHM:
-            raise JOSEError("unexpected algorithm")
-        keys = self._keys.get(header.get("kid"))
-        if keys is None:  # keys without an id may have signed any token
-            keys = (
-                self._keys.get(None, []) if "kid" in header else [key for each in self._keys.values() for key in each]
-            )
-        failure: JOSEError = JOSEError("no key")
-        for key in keys:
-            try:
-                claims: dict[str, Any] = jwt.decode(
-                    token, key, algorithms=[ALGORITHM], options={"verify_aud": False, "require_exp": True}
-                )
-            except ExpiredSignatureError:
-                raise
-            except JOSEError as exc:
-                failure = exc
-            else:
-                return claims
-        raise failure
 
 
 def _is_service(claims: dict[str, Any]) -> bool:
@@ -172,7 +142,7 @@ class AccessPoll:
             self._access.update(self._copy.read_bytes())
         except FileNotFoundError:
             return
-        except (OSError, msgspec.MsgspecError) as exc:
+        except (OSError, ValueError) as exc:
             log.warning("access.copy_unreadable path=%s error=%r", self._copy, exc)
 
     async def run(self) -> None:
@@ -187,7 +157,7 @@ class AccessPoll:
             raw = await asyncio.to_thread(self._fetch)
             if raw is not None and self._access.update(raw):
                 await asyncio.to_thread(self._keep, raw)
-        except (OSError, ValueError, msgspec.MsgspecError) as exc:
+        except (OSError, ValueError) as exc:
             if not self._failing:
                 log.warning("access.unreachable url=%s error=%r", self._settings.url, exc)
             self._failing = True

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from jose import jwt
+from jose import jwk, jwt
+from jose.exceptions import JOSEError
 
 from engine.contract.deployment import AccessDocument, AccessSettings
 from engine.server.access import Access, AccessPoll
@@ -93,6 +94,59 @@ def test_forged_foreign_expired_and_revoked_tokens_are_401(signer: Signer) -> No
         signer.token(iat=now - 20), signer.token()[:-4] + b"AAAA",
     ):  # fmt: skip
         assert gate.check(header).status == 401, header
+    assert gate.check(signer.token()).allowed
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {}, {"aud": "elsewhere"}, {"jti": "1"}, {"iat": None}, {"exp": "99999999999"}, {"exp": 99999999999.5},
+        {"nbf": 1}, {"nbf": "1"}, {"sub": 7}, {"jti": 7}, {"at_hash": "x"}, {"nbf": 99999999999}, {"nbf": "soon"},
+        {"nbf": []}, {"exp": "soon"}, {"exp": "9e12"}, {"exp": []}, {"exp": {}}, {"iat": "then"}, {"iat": "1.5"},
+        {"iat": []}, {"exp": float("nan")}, {"exp": float("inf")}, {"iat": float("inf")},
+    ],
+)  # fmt: skip
+def test_what_is_signed_is_judged_as_jose_would(signer: Signer, claims: dict[str, Any]) -> None:
+    header = signer.token(**claims)
+    try:
+        jwt.decode(
+            header[7:].decode(), jwk.construct(signer.jwk, "RS256"), options={"verify_aud": False, "require_exp": True}
+        )
+    except (JOSEError, TypeError, ValueError, OverflowError):
+        status = 401
+    else:
+        status = 200
+
+    assert access(signer).check(header).status == status
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"7", b"{", b"[" * 9000, b'{"alg":"RS256","kid":[1]}', b'{"alg":"RS512"}', b'{"alg":["RS256"]}']
+)
+def test_a_strange_head_proves_nothing(signer: Signer, header: bytes) -> None:
+    good = signer.token().removeprefix(b"Bearer ").split(b".")
+    strange = base64.urlsafe_b64encode(header).rstrip(b"=")
+
+    for token in (b".".join([strange, *good[1:]]), b".".join([strange, b"", b""]), b".".join([*good, strange])):
+        assert access(signer).check(b"Bearer " + token).status == 401
+
+
+def test_a_key_without_an_id_may_have_signed_any_token(signer: Signer) -> None:
+    nameless = {name: value for name, value in signer.jwk.items() if name != "kid"}
+
+    assert access(signer, keys=[nameless]).check(signer.token()).allowed
+    assert access(signer, keys=[Signer("k2").jwk]).check(signer.token()).status == 401
+    assert access(signer, keys=[Signer().jwk | {"use": "enc"}, signer.jwk]).check(signer.token()).allowed
+
+
+@pytest.mark.parametrize("numbers", [{"n": "AQAB"}, {"e": "AQAB"}, {"n": "Ä", "e": "AQAB"}, {"n": "A", "e": "AQAB"}])
+def test_a_document_with_a_broken_key_changes_nothing(signer: Signer, numbers: dict[str, str]) -> None:
+    gate = access(signer)
+    raw = json.dumps({"issuers": [ISSUER], "keys": [{"kty": "RSA"} | numbers], "users": []}).encode()
+
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            gate.update(raw)
     assert gate.check(signer.token()).allowed
 
 
