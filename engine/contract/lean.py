@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 
-class _NoPandas(MetaPathFinder):
+class _NoPandas:
     """Says that there is no pandas.
 
     A None in `sys.modules` would say so too, but not to pyarrow: what imports it there takes the None for the module.

@@ -7,15 +7,16 @@ beside its status file, and goes on with the last one while the control plane is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -157,10 +158,11 @@ class AccessPoll:
             raw = await asyncio.to_thread(self._fetch)
             if raw is not None and self._access.update(raw):
                 await asyncio.to_thread(self._keep, raw)
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, HTTPException) as exc:
             if not self._failing:
                 log.warning("access.unreachable url=%s error=%r", self._settings.url, exc)
             self._failing = True
+            self._etag = ""
         else:
             self.refreshed_at = time.time()
             if self._failing:
@@ -169,22 +171,24 @@ class AccessPoll:
 
     def _fetch(self) -> bytes | None:
         token = Path(self._settings.token_file).read_text().strip()
-        if not self._settings.url.startswith(("http://", "https://")):
+        url = urlsplit(self._settings.url)
+        if url.scheme not in ("http", "https"):
             raise ValueError("the access URL must be http or https")
-        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "Connection": "close"}
         if self._etag:
             headers["If-None-Match"] = self._etag
-        request = urllib.request.Request(self._settings.url, headers=headers)  # noqa: S310 - the scheme is checked above
-        try:
-            with _OPENER.open(request, timeout=FETCH_TIMEOUT_S) as reply:
-                self._etag = reply.headers.get("ETag", "")
-                raw: bytes = reply.read()
-                return raw
-        except urllib.error.HTTPError as exc:
-            exc.close()
-            if exc.code == 304:
-                return None
-            raise
+        kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+        with contextlib.closing(kind(url.netloc, timeout=FETCH_TIMEOUT_S)) as connection:
+            query = f"?{url.query}" if url.query else ""
+            connection.request("GET", f"{url.path or '/'}{query}", headers=headers)
+            reply = connection.getresponse()
+            raw = reply.read()
+        if reply.status == 304:
+            return None
+        if reply.status != 200:  # a redirect is not followed: it would carry the engine's token elsewhere
+            raise ValueError(f"answered {reply.status}")
+        self._etag = reply.headers.get("ETag", "")
+        return raw
 
     def _keep(self, raw: bytes) -> None:
         if self._copy is None:
@@ -194,14 +198,3 @@ class AccessPoll:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
         os.replace(temporary, self._copy)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the engine's token elsewhere."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none."""
-        return
-
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)

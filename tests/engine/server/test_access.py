@@ -176,14 +176,29 @@ class Publisher:
 
     def __init__(self) -> None:
         self.raw: bytes | None = None
+        self.head = b""
+        """What to write instead of a reply, before the connection is closed."""
+        self.etag = ""
         self.tokens: list[str | None] = []
+        self.known: list[str | None] = []
         publisher = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 publisher.tokens.append(self.headers["Authorization"])
+                publisher.known.append(self.headers["If-None-Match"])
+                if publisher.head:
+                    self.wfile.write(publisher.head)
+                    self.close_connection = True
+                    return
+                if publisher.known[-1]:
+                    self.send_response(304)
+                    self.end_headers()
+                    return
                 self.send_response(200 if publisher.raw is not None else 503)
                 self.send_header("Content-Length", str(len(publisher.raw or b"")))
+                if publisher.etag:
+                    self.send_header("ETag", publisher.etag)
                 self.end_headers()
                 self.wfile.write(publisher.raw or b"")
 
@@ -243,3 +258,45 @@ async def test_the_last_good_document_outlives_the_control_plane_and_a_restart(
     assert restarted.check(signer.token()).status == 404
     assert set(publisher.tokens) == {"Bearer engine-secret"}
     assert (tmp_path / "access.json").stat().st_mode & 0o777 == 0o600
+
+
+async def test_polling_goes_on_after_replies_that_make_no_sense(
+    signer: Signer, publisher: Publisher, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("engine-secret")
+    gate = Access()
+    poll = AccessPoll(gate, AccessSettings(url=publisher.url, token_file=str(tmp_path / "token")), None)
+    good = json.dumps({"issuers": [ISSUER], "keys": [signer.jwk], "users": ["ann"]}).encode()
+
+    for head in (
+        b"HTTP/1.1 302 Found\r\nLocation: /access\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+        b"\0\n",
+    ):
+        publisher.raw, publisher.head = good, head
+        await poll.refresh()
+        assert gate.check(signer.token()).status == 503
+    publisher.head = b""
+    await poll.refresh()
+
+    assert gate.check(signer.token()).allowed
+
+
+async def test_a_document_that_broke_off_is_asked_for_again(
+    signer: Signer, publisher: Publisher, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("engine-secret")
+    gate = Access()
+    poll = AccessPoll(gate, AccessSettings(url=publisher.url, token_file=str(tmp_path / "token")), None)
+    publisher.raw = json.dumps({"issuers": [ISSUER], "keys": [signer.jwk], "users": ["ann"]}).encode()
+
+    publisher.etag = '"1"'
+    for size in (b"9999", b"1"):
+        publisher.head = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: %b\r\n\r\n{' % size
+        await poll.refresh()
+    publisher.head = b""
+    await poll.refresh()
+    await poll.refresh()
+
+    assert gate.check(signer.token()).allowed
+    assert publisher.known == [None, None, None, '"1"']
