@@ -24,6 +24,7 @@ _START = re.compile(rb'[ \t\r\n]*\[[ \t\r\n]*\{[ \t\r\n]*("[^"\\\x00-\x1f]*")[ \
 _END = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\][ \t\r\n]*\Z")
 _BETWEEN = rb"\][ \t\r\n]*\}[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*%b[ \t\r\n]*:[ \t\r\n]*(?=\[)"
 _TAIL_BYTES = 64
+_BRACKET = ord("[")
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
@@ -99,7 +100,7 @@ def many(body: bytes | bytearray, field: str, width: int) -> Matrix | None:
         if type(records) is not simdjson.Array:
             return None
         rows = len(records)
-        if body.count(b"[") != rows + 1:
+        if np.count_nonzero(np.frombuffer(body, np.uint8) == _BRACKET) != rows + 1:
             return None
         for each in records:
             if len(each) != 1:
@@ -117,13 +118,7 @@ def many(body: bytes | bytearray, field: str, width: int) -> Matrix | None:
 
 def row_pieces(body: bytes | bytearray, form: Form, rows: int) -> list[bytes] | None:
     """Return what stands between the brackets of each row of a body that `many` has read; None when spelt unevenly."""
-    size = len(form.between)
-    if not size:
+    if not form.between:
         return None
-    pieces = bytes(body).split(b"[")[2:]
-    last = pieces.pop()
-    texts = [piece[:-size] for piece in pieces if piece[-size] == 93]
-    if len(texts) != rows - 1 or not last.endswith(form.end):
-        return None
-    texts.append(last[: form.inner_end])
-    return texts
+    pieces = bytes(body[form.start_size : form.inner_end]).split(form.between + b"[")
+    return pieces if len(pieces) == rows else None

@@ -120,27 +120,29 @@ def file_batches(raw: bytes | memoryview) -> list[BatchLayout]:
     return [batch_layout(raw, _BLOCK.unpack_from(raw, at + 4 + _BLOCK.size * n)[0]) for n in range(count)]
 
 
-def repack(raw: bytes, kept: Callable[[int], bytes | int]) -> tuple[bytes, list[tuple[int, int, int]]]:
+def repack(raw: bytes, kept: Callable[[int], bytes | int]) -> tuple[bytes, list[int]]:
     """Lay the body of a compressed message out anew.
 
     `kept` says per buffer number what becomes of it: bytes take its place as they are; a number makes room for so many
-    bytes that are *not* compressed. Returns the message and where the rooms are: (position, size, buffer number).
+    bytes that are *not* compressed. Returns the message and where the content of each buffer begins, counted from the
+    start of the message; that of a room is where its bytes go.
     """
     layout = batch_layout(raw)
     message = bytearray(raw[: layout.body_start])
     body = bytearray()
-    rooms = []
+    places = []
     for number in range(len(layout.buffers)):
         content = kept(number)
         offset = len(body)
+        places.append(layout.body_start + offset)
         if isinstance(content, int):
-            rooms.append((layout.body_start + offset + len(_NOT_COMPRESSED), content, number))
+            places[-1] += len(_NOT_COMPRESSED)
             content = _NOT_COMPRESSED + bytes(content)
         body += content
         body += bytes(-len(body) % _ALIGNMENT)
         _PAIR.pack_into(message, layout.buffers_at + _PAIR.size * number, offset, len(content))
     _I64.pack_into(message, layout.body_size_at, len(body))
-    return bytes(message + body), rooms
+    return bytes(message + body), places
 
 
 def leaf_buffers(records: pa.RecordBatch) -> list[int]:

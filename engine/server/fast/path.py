@@ -341,7 +341,7 @@ class FastPath:
             filling = self._filling(("log", id(work.kind), rows), lambda: message_template(sample, rows))
         except (NoTemplate, ValueError) as exc:
             raise Unfit from exc
-        return work.kind.log_schema, filling.fill(self._values(matrix, outputs, time_ms, elapsed_ns))
+        return work.kind.log_schema, filling.fill(self._values(filling, matrix, outputs, time_ms, elapsed_ns))
 
     def arrow_reply(
         self,
@@ -360,17 +360,15 @@ class FastPath:
             )
         except (NoTemplate, BadInput) as exc:
             raise Unfit from exc
-        return filling.fill(self._values(work.matrix, outputs, time_ms, elapsed_ns))
+        return filling.fill(self._values(filling, work.matrix, outputs, time_ms, elapsed_ns))
 
     def _values(
-        self, matrix: Tensor, outputs: Sequence[Tensor], time_ms: int, elapsed_ns: tuple[int, int]
+        self, filling: Filling, matrix: Tensor, outputs: Sequence[Tensor], time_ms: int, elapsed_ns: tuple[int, int]
     ) -> dict[Slot, Buffer]:
-        rows = len(matrix)
-        values: dict[Slot, Buffer] = {
-            "time": _TIME.pack(time_ms) * rows,
-            "elapsed": _ELAPSED.pack(*elapsed_ns) * rows,
-            "in": _raw(matrix),
-        }
+        time, elapsed, repeats = _TIME.pack(time_ms), _ELAPSED.pack(*elapsed_ns), filling.repeats
+        values: dict[Slot, Buffer] = {"in": _raw(matrix), "time": time * repeats, "elapsed": elapsed * repeats}
+        if repeats == 1:
+            values["tail time"], values["tail elapsed"] = time + time, elapsed
         for slot, output in zip(self._output_slots, outputs, strict=True):
             values[slot] = _raw(output)
         return values

@@ -13,11 +13,13 @@ import pyarrow as pa
 from engine.contract import columns as cols
 from engine.contract.arrow_files import encode_file
 from engine.contract.datasets import Selection, select
-from engine.server.fast import ipc
+from engine.server.fast import ipc, repeats
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Slot: TypeAlias = "str"
-"""What belongs in a hole: `time`, `elapsed`, `in`, or `out.<name>`."""
+"""What belongs in a hole: `time`, `elapsed`, `in`, `out.<name>`; or `tail <slot>`, the last bytes of a repeated one."""
+REPEATED: dict[Slot, int] = {"time": 8, "elapsed": 16}
+"""Slots that are the same in all rows, and the bytes of their value."""
 
 
 class NoTemplate(Exception):
@@ -83,9 +85,11 @@ def _address(array: pa.Array) -> int:
 class Filling:
     """Constant pieces, and the slots between them."""
 
-    __slots__ = ("constants", "size", "slots")
+    __slots__ = ("constants", "repeats", "size", "slots")
 
-    def __init__(self, raw: bytes, holes: Sequence[tuple[int, int, Slot]]) -> None:
+    def __init__(self, raw: bytes, holes: Sequence[tuple[int, int, Slot]], *, repeats: int) -> None:
+        self.repeats = repeats
+        """How many times the values of `REPEATED` slots are to be written one after another."""
         self.constants: list[bytes] = []
         self.slots: list[Slot] = []
         at = 0
@@ -126,14 +130,14 @@ COMPACT_ROWS = 32
 def message_template(sample: Sample, rows: int) -> Filling:
     """Return the template of a record as the message that the log keeps.
 
-    Names and versions repeat in every row and are longer than many a row's numbers. They are compressed here, once; the
-    numbers stay as they are.
+    Names and versions repeat in every row and are longer than many a row's numbers. They are compressed here, once, and
+    so are the time and what else repeats but differs from request to request; the numbers stay as they are.
     """
     record = sample.of_rows(rows)
     slots = sample.slots(record)
     if rows < COMPACT_ROWS:
         raw = record.serialize().to_pybytes()
-        return Filling(raw, _holes(raw, ipc.batch_layout(raw), record, slots))
+        return Filling(raw, _holes(raw, ipc.batch_layout(raw), record, slots), repeats=rows)
     plain = ipc.batch_layout(record.serialize().to_pybytes())
     raw = _compressed(record)
     layout = ipc.batch_layout(raw)
@@ -141,12 +145,26 @@ def message_template(sample: Sample, rows: int) -> Filling:
     if len(addresses) != len(layout.buffers) or not layout.body_size_at:
         raise NoTemplate("an unexpected layout")
 
-    def kept(number: int) -> bytes | int:
-        position, size = layout.buffers[number]
-        return plain.buffers[number][1] if addresses[number] in slots else raw[position : position + size]
+    repeated = {slot: repeats.buffer(size, rows) for slot, size in REPEATED.items()}
 
-    packed, rooms = ipc.repack(raw, kept)
-    return Filling(packed, [(position, size, slots[addresses[number]]) for position, size, number in rooms])
+    def kept(number: int) -> bytes | int:
+        slot = slots.get(addresses[number])
+        if slot in repeated:
+            return repeated[slot][0]
+        position, size = layout.buffers[number]
+        return plain.buffers[number][1] if slot is not None else raw[position : position + size]
+
+    packed, places = ipc.repack(raw, kept)
+    holes = []
+    for number, place in enumerate(places):
+        slot = slots.get(addresses[number])
+        if slot in repeated:
+            _, value_at, tail_at = repeated[slot]
+            holes.append((place + value_at, REPEATED[slot], slot))
+            holes.append((place + tail_at, repeats.TAIL_BYTES, f"tail {slot}"))
+        elif slot is not None:
+            holes.append((place, plain.buffers[number][1], slot))
+    return Filling(packed, holes, repeats=1)
 
 
 def _compressed(record: pa.RecordBatch) -> bytes:
@@ -164,7 +182,7 @@ def file_template(sample: Sample, selection: Selection, rows: int) -> Filling:
     chosen = select(record, selection)
     raw = encode_file(chosen)
     (layout,) = ipc.file_batches(raw)
-    return Filling(raw, _holes(raw, layout, chosen, sample.slots(record)))
+    return Filling(raw, _holes(raw, layout, chosen, sample.slots(record)), repeats=rows)
 
 
 _FORMATS = {"time": b"%d", "elapsed": b"%d,%d", "": b""}

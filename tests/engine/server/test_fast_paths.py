@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.contract.datasets import Selection
@@ -25,7 +25,7 @@ from engine.runtime.engine import Engine, InferRequest
 from engine.server.app import _see_what_is_fast
 from engine.server.commit import Logs
 from engine.server.desk import Desk, Route, Ticket
-from engine.server.fast import flatten, ipc, texts
+from engine.server.fast import flatten, ipc, repeats, texts
 from engine.server.http import State
 from engine.server.lanes import Lane
 from engine.server.metrics import Metrics
@@ -481,6 +481,21 @@ def test_the_layout_of_a_message_is_where_pyarrow_put_it(rows: int, kind: pa.Dat
     assert len(layout.buffers) == len(ipc.leaf_buffers(batch))
     position, size = layout.buffers[-1]
     assert np.frombuffer(raw[position : position + size], "i8").tolist()[:rows] == [1] * rows
+
+
+@given(st.sampled_from([8, 16]), st.integers(32, 65_536), st.binary(min_size=16, max_size=16))
+@example(8, 32, b"\x00" * 16)
+@example(16, 65_536, bytes(range(16)))
+def test_a_repeated_value_decompresses_to_its_repetitions(size: int, times: int, source: bytes) -> None:
+    value = source[:size]
+    buffer, value_at, tail_at = repeats.buffer(size, times)
+
+    filled = bytearray(buffer)
+    filled[value_at : value_at + size] = value
+    filled[tail_at : tail_at + repeats.TAIL_BYTES] = value * (repeats.TAIL_BYTES // size)
+
+    assert int.from_bytes(filled[:8], "little") == size * times
+    assert pa.Codec("lz4").decompress(bytes(filled[8:]), size * times).to_pybytes() == value * times
 
 
 @given(
