@@ -141,7 +141,10 @@ class EngineApp:
 
     def refuse_early(self, connection: Connection, head: Head) -> bool:
         """Reply to what will be refused whatever its body is."""
-        note = self._decide(head, self.generation)
+        generation = self.generation
+        note = head.note
+        if head.note_generation != generation or head.note_expires <= self.listener.now:
+            note = self._decide(head, generation)
         if not isinstance(note, Refusal):
             return False
         self._refuse(connection, head, note, close=True)

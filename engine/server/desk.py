@@ -66,6 +66,11 @@ class Ticket:
         self.work: Work | None = None
 
     @property
+    def rows(self) -> int:
+        """How many rows it asks about, once it has been read; a single JSON record stays text until it runs."""
+        return 1 if self.work is None else self.work.rows
+
+    @property
     def is_awaited(self) -> bool:
         """Whether somebody still waits for the reply."""
         return self.connection.serial == self.serial and self.connection.state is State.BUSY
@@ -102,6 +107,10 @@ class Desk:
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Call back on the event loop, from any thread."""
         self._loop.call_soon_threadsafe(callback, *args)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call back on the event loop, from the event loop, after a delay."""
+        return self._loop.call_later(delay_s, callback)
 
     def wake(self, lane: Lane) -> None:
         """Give a lane its turn."""

@@ -2,11 +2,13 @@
 
 Requests that arrive in one turn of the event loop are looked at together at its end: those of a pipeline whose rows
 may share a run share one. So batches grow with the load, and a lone request waits for nobody. Models that take longer
-than a turn of the loop may run in threads; while one runs, the next batch gathers.
+than a turn of the loop may run in threads; while one runs, the next batch gathers. Only where a model's configuration
+asks for it do requests wait for others.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -24,7 +26,7 @@ from engine.server.commit import FAILURES, RecordsLost
 from engine.server.desk import Desk, Ticket
 from engine.server.fast.path import FastPath, Unfit, Work, constants, now_ms
 from engine.server.metrics import ROW_BOUNDS, Counter, labels
-from engine.server.sharing import Cost, fast_model, rows_are_alone
+from engine.server.sharing import Batching, Cost, fast_model, rows_are_alone, wanted_batching
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,11 @@ class Lane:
         self.topic = self.pipeline.document.topic
         self.cost = Cost()
         self.waiting: list[Ticket] = []
-        self._singles: deque[Ticket] = deque()
+        self._queued: deque[Ticket] = deque()
+        self._queued_rows = 0
+        self._ripening: asyncio.TimerHandle | None = None
         self._running = 0
+        self._batching: Batching | None = None
         self.fast: FastPath | None = None
         self.shares = False
         log_document = engine.document.log
@@ -69,6 +74,7 @@ class Lane:
         if found is not None:
             self.fast = FastPath(found, log_document.record_bytes_limit if log_document else 2**40)
             self.shares = rows_are_alone(found, self.cost)
+            self._batching = wanted_batching(found) if self.shares else None
         metrics, self.labels = desk.metrics, labels(pipeline_name=name, deploy_id=engine.document.deploy_id)
         self.latency = metrics.histogram("latency_histogram_ns", self.labels)
         self.run_time = metrics.histogram("potoroo_engine_run_ns", self.labels)
@@ -116,11 +122,7 @@ class Lane:
                     if len(ticket.body) <= INLINE_BODY_BYTES * 16 and self._try_many(fast, ticket):
                         continue
                 elif route.fast_arrow and (work := fast.read_arrow(ticket.body)) is not None:
-                    ticket.work = work
-                    if self.cost.of(work.rows) <= INLINE_NS:
-                        self._run_inline(fast, [ticket], work)
-                    else:
-                        self._queue(ticket)
+                    self._run_or_queue(fast, ticket, work)
                     continue
             self._plain(ticket)
         if singles and fast is not None:
@@ -134,15 +136,23 @@ class Lane:
         work = fast.read_many(ticket.body, with_text="in" in template.slots)
         if work is None:
             return False
-        if self.cost.of(work.rows) <= INLINE_NS:
-            self._run_inline(fast, [ticket], work)
-        else:
-            ticket.work = work
-            self._queue(ticket)
+        self._run_or_queue(fast, ticket, work)
         return True
 
+    def _run_or_queue(self, fast: FastPath, ticket: Ticket, work: Work) -> None:
+        ticket.work = work
+        if self._batching is not None:
+            if self._batching.limit is not None and work.rows > self._batching.limit:
+                self._plain(ticket)  # which runs it in parts
+            else:
+                self._queue(ticket)
+        elif self.cost.of(work.rows) <= INLINE_NS:
+            self._run_inline(fast, [ticket], work)
+        else:
+            self._queue(ticket)
+
     def _run_singles(self, fast: FastPath, singles: list[Ticket]) -> None:
-        if self.cost.of(1) > INLINE_NS:
+        if self._batching is not None or self.cost.of(1) > INLINE_NS:
             for ticket in singles:
                 self._queue(ticket)
             return
@@ -174,31 +184,55 @@ class Lane:
             return
         self._finish(fast, group, Run(work, matrix, outputs, started, time.perf_counter_ns()))
 
-    # Runs that take longer than a turn.
+    # Runs that take longer than a turn, and those that wait for more rows.
 
     def _queue(self, ticket: Ticket) -> None:
         if self.desk.is_full:
             self.desk.refuse(ticket)
             return
         self.desk.depth += 1
-        self._singles.append(ticket)
+        self._queued.append(ticket)
+        self._queued_rows += ticket.rows
         self._start_runs()
+
+    def _is_ripe(self) -> bool:
+        """Say whether what is queued may run now; if it is to wait for more, see to it that this has an end."""
+        batching = self._batching
+        if batching is None or self._queued_rows >= batching.target:
+            return True
+        left_s = batching.delay_s - (time.perf_counter_ns() - self._queued[0].received_ns) / 1e9
+        if left_s <= 0:
+            return True
+        if self._ripening is None:
+            self._ripening = self.desk.call_later(left_s, self._ripened)
+        return False
+
+    def _ripened(self) -> None:
+        self._ripening = None
+        self._start_runs()
+
+    def _rows_to_a_run(self) -> int:
+        if not self.shares:
+            return 1
+        if self._batching is not None:
+            return self._batching.limit or max(BATCH_ROWS, self._batching.target)
+        return self.cost.batch_limit_if_it_pays(BATCH_ROWS)
 
     def _start_runs(self) -> None:
         fast = self.fast
-        while fast is not None and self._singles and self._running < self.desk.threads:
-            limit = self.cost.batch_limit_if_it_pays(BATCH_ROWS) if self.shares else 1
+        while fast is not None and self._queued and self._running < self.desk.threads and self._is_ripe():
+            limit = self._rows_to_a_run()
             group: list[Ticket] = []
             rows = 0
-            while self._singles:
-                ticket = self._singles[0]
-                size = ticket.work.rows if ticket.work is not None else 1
-                if group and (rows + size > limit or not _alike(group[0], ticket)):
+            while self._queued:
+                ticket = self._queued[0]
+                if group and (rows + ticket.rows > limit or not _alike(group[0], ticket)):
                     break
-                self._singles.popleft()
+                self._queued.popleft()
+                self._queued_rows -= ticket.rows
                 if ticket.is_awaited:
                     group.append(ticket)
-                    rows += size
+                    rows += ticket.rows
                 else:
                     self.desk.depth -= 1
             if group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,29 @@ def _towards(estimate: float, seen: float) -> float:
     return estimate + 0.02 * (min(seen, 8 * estimate) - estimate)
 
 
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """What a model's configuration says of batches (`dynamic_batching_config`)."""
+
+    target: int
+    """A run starts when so many rows wait,"""
+    delay_s: float
+    """or when the first of them has waited for so long."""
+    limit: int | None
+    """No run has more rows."""
+
+
+def wanted_batching(model: OnnxModel) -> Batching | None:
+    """Return how requests to a model are to be gathered; None when its configuration does not say."""
+    config = model.document.config.dynamic_batching_config
+    if not config:
+        return None
+    target, delay_ms, limit = (
+        config.get(key) for key in ("batch_size_target", "max_batch_delay_ms", "batch_size_limit")
+    )
+    return Batching(target or 1, (delay_ms or 0) / 1000, limit)
+
+
 def fast_model(pipeline: Pipeline) -> OnnxModel | None:
     """Return the model of a pipeline that the fast path can run."""
     steps = pipeline.definition.steps
@@ -78,7 +102,7 @@ def fast_model(pipeline: Pipeline) -> OnnxModel | None:
     model = pipeline.models[steps[0].models[0]]
     if not isinstance(model, OnnxModel) or len(model.inputs) != 1 or model.document.config.input_schema:
         return None
-    if model.runs_rows_alone or model.output_schema is not None or _has_row_limit(model):
+    if model.runs_rows_alone or model.output_schema is not None:
         return None
     if model.document.config.filter_threshold is not None:
         return None
@@ -90,10 +114,6 @@ def fast_model(pipeline: Pipeline) -> OnnxModel | None:
     if any(output.dtype.kind not in "fiu" for output in model.outputs):
         return None
     return model
-
-
-def _has_row_limit(model: OnnxModel) -> bool:
-    return bool((model.document.config.dynamic_batching_config or {}).get("batch_size_limit"))
 
 
 def rows_are_alone(model: OnnxModel, cost: Cost) -> bool:

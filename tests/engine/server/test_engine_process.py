@@ -154,6 +154,73 @@ def test_metrics_carry_the_contracts_names(engine: EngineUnderTest) -> None:
     assert int(re.search(rf"tensor_throughput_batch_count{labels}}} (\d+)", text)[1]) >= 3  # type: ignore[index]
 
 
+@pytest.mark.parametrize("kind", ["JSON", "several rows", "Arrow"])
+def test_requests_are_gathered_as_the_model_is_configured(tmp_path: Path, kind: str) -> None:
+    rows = 4 if kind == "several rows" else 1
+    gather = {"max_batch_delay_ms": 60_000, "batch_size_target": 3 * rows, "batch_size_limit": None}
+    document = models.document(
+        tmp_path, {"fraud": models.linear(tmp_path / "m.onnx")}, config={"dynamic_batching_config": gather}
+    )
+
+    def ask(number: int) -> list[float]:
+        first = float(number)
+        url = f"{engine.url}/pipelines/fraud"
+        if kind == "Arrow":
+            reply = httpx.post(
+                url,
+                content=arrow_file([[first, 2.0, 3.0]]),
+                headers={"Content-Type": ARROW, "Accept": ARROW},
+                timeout=30,
+            )
+            return pa.ipc.open_file(reply.content).read_all()["in"].combine_chunks().field("tensor")[0].as_py()
+        reply = httpx.post(url, json=[{"tensor": [first, 2.0, 3.0]}] * rows, timeout=30)
+        return reply.json()[0]["in"]["tensor"]
+
+    with running(tmp_path, document) as engine, concurrent.futures.ThreadPoolExecutor(3) as pool:
+        if kind == "Arrow":  # the first of its layout goes the plain path, and waits for nobody
+            ask(0)
+        before = httpx.get(f"{engine.url}/metrics").text
+        asked = [pool.submit(ask, number) for number in range(3)]
+        answers = [each.result() for each in asked]
+        after = httpx.get(f"{engine.url}/metrics").text
+
+    assert answers == [[number, 2.0, 3.0] for number in (0.0, 1.0, 2.0)]
+    requests, runs = "potoroo_engine_batched_requests_sum", "potoroo_engine_batched_requests_count"
+    assert counted(after, requests) - counted(before, requests) == 3
+    assert counted(after, runs) - counted(before, runs) == 1, "one run answered all three"
+
+
+def test_who_waits_for_others_does_not_wait_for_ever_and_no_run_is_larger_than_allowed(tmp_path: Path) -> None:
+    gather = {"max_batch_delay_ms": 50, "batch_size_target": 100, "batch_size_limit": 2}
+    document = models.document(
+        tmp_path, {"fraud": models.linear(tmp_path / "m.onnx")}, config={"dynamic_batching_config": gather}
+    )
+    with running(tmp_path, document) as engine:
+        replies = [
+            httpx.post(f"{engine.url}/pipelines/fraud", json=GOOD * rows, timeout=30).json() for rows in (1, 2, 5)
+        ]
+        text = httpx.get(f"{engine.url}/metrics").text
+
+    assert [len(reply) for reply in replies] == [1, 2, 5]
+    assert counted(text, "potoroo_engine_model_rows_total") == 8
+    assert counted(text, "potoroo_engine_model_ns_count") == 5, "five rows at two a run are three runs"
+
+
+def counted(text: str, name: str) -> int:
+    """Return a number from a page of metrics."""
+    found = re.search(rf"^{name}{{[^}}]*}} (\d+)$", text, re.MULTILINE)
+    assert found is not None, text
+    return int(found[1])
+
+
+def arrow_file(rows: list[list[float]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch({"tensor": pa.array(rows, pa.list_(pa.float32()))})
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
 def test_the_callers_trace_comes_back(engine: EngineUnderTest) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     for _ in range(2):
