@@ -33,7 +33,15 @@ def test_arrays_are_made_without_pandas() -> None:
 
 
 def test_an_engine_loads_late_what_few_inferences_need() -> None:
-    late = ("pyarrow.compute", "pyarrow.fs", "pyarrow.parquet", "engine.runtime.expressions", "jose", "urllib.request", "pandas")
+    late = (
+        "pyarrow.compute",
+        "pyarrow.fs",
+        "pyarrow.parquet",
+        "engine.runtime.expressions",
+        "jose",
+        "urllib.request",
+        "pandas",
+    )
     probe = f"""
 import sys, engine.runtime.onnx, engine.server.process
 print(*(name for name in {late!r} if name in sys.modules))
