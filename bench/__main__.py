@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("dataplane", "logs", "assays", "startup", "control_plane", "soak")
+PARTS = ("dataplane", "profile", "logs", "assays", "startup", "control_plane", "soak")
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 TITLE = "# Performance"
 

@@ -97,7 +97,7 @@ class Desk:
         self._lanes: list[Lane] = []
         self._replies: list[Reply] = []
         self._scheduled = False
-        self._busy_poll = BusyPoll(loop)
+        self._busy_poll = BusyPoll(loop, lambda: self.depth > 0)
 
     @property
     def is_full(self) -> bool:
@@ -107,6 +107,10 @@ class Desk:
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Call back on the event loop, from any thread."""
         self._loop.call_soon_threadsafe(callback, *args)
+
+    def next_turn(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back on the event loop, from the event loop, once it has looked after everybody else."""
+        self._loop.call_soon(callback, *args)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         """Call back on the event loop, from the event loop, after a delay."""

@@ -2,8 +2,8 @@
 
 Requests that arrive in one turn of the event loop are looked at together at its end: those of a pipeline whose rows
 may share a run share one. So batches grow with the load, and a lone request waits for nobody. Models that take longer
-than a turn of the loop may run in threads; while one runs, the next batch gathers. Only where a model's configuration
-asks for it do requests wait for others.
+than a turn of the loop may run in threads, or in turns of their own; while one runs, the next batch gathers. Only where
+a model's configuration asks for it do requests wait for others.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ Tensor = np.ndarray[Any, Any]
 
 INLINE_NS = 2_000_000
 """A run expected to take no longer stays on the event loop."""
+ON_LOOP_NS = 5_000_000
+"""Up to this, one that would have the only thread to itself has a turn of the loop to itself: that costs less."""
 INLINE_BODY_BYTES = 256 * 1024
 BATCH_ROWS = 256
 JSON_RECORDS = b"application/json; format=pandas-records"
@@ -237,13 +239,25 @@ class Lane:
                     self.desk.depth -= 1
             if group:
                 self._running += 1
+                if self.desk.threads == 1 and self.cost.of(rows) <= ON_LOOP_NS:
+                    self.desk.next_turn(self._run_on_loop, fast, group)
+                    continue
                 future = self.desk.pool.submit(self._run_group, fast, group)
                 future.add_done_callback(
                     lambda done, group=group: self.desk.call_soon(self._group_done, group, done)  # type: ignore[misc]
                 )
 
+    def _run_on_loop(self, fast: FastPath, group: list[Ticket]) -> None:
+        done: Future[Run | None] = Future()
+        try:
+            done.set_result(self._run_group(fast, group))
+        except Exception as exc:
+            # As in a thread: a bug must not cost the requests of others.
+            done.set_exception(exc)
+        self._group_done(group, done)
+
     def _run_group(self, fast: FastPath, group: list[Ticket]) -> Run | None:
-        """Run a group in a thread; None leaves it to the plain path."""
+        """Run a group; None leaves it to the plain path."""
         work = group[0].work
         if work is None:
             work = fast.json_work([ticket.piece or b"" for ticket in group])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 
 WINDOW_NS = 100_000
 """How long to look out, and the longest pause between a reply and a request after which it is done again."""
@@ -18,11 +19,13 @@ class BusyPoll:
     """Keeps an event loop awake while requests follow replies closely.
 
     A pause longer than the window ends it until the next short one, so an idle engine sleeps, and one whose clients
-    are far away never polls. Whoever else wants the processor gets it.
+    are far away never polls. Whoever else wants the processor gets it; while the process itself has something to do in
+    other threads, it does not poll.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_busy: Callable[[], bool]) -> None:
         self._loop = loop
+        self._is_busy = is_busy
         self._answered_ns = 0
         self._pays = False
         self._is_polling = False
@@ -34,12 +37,12 @@ class BusyPoll:
     def answered(self, now_ns: int) -> None:
         """Take note of a reply."""
         self._answered_ns = now_ns
-        if self._pays and not self._is_polling:
+        if self._pays and not self._is_polling and not self._is_busy():
             self._is_polling = True
             self._loop.call_soon(self._poll)
 
     def _poll(self) -> None:
-        if time.perf_counter_ns() - self._answered_ns < WINDOW_NS:
+        if time.perf_counter_ns() - self._answered_ns < WINDOW_NS and not self._is_busy():
             os.sched_yield()
             self._loop.call_soon(self._poll)
         else:

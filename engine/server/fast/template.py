@@ -82,6 +82,10 @@ def _address(array: pa.Array) -> int:
     return int(buffer.address)
 
 
+APART_BYTES = 16 * 1024
+"""Larger values are passed on where they lie instead of being copied to their neighbours."""
+
+
 class Filling:
     """Constant pieces, and the slots between them."""
 
@@ -101,11 +105,19 @@ class Filling:
         self.size = len(raw)
 
     def fill(self, values: dict[Slot, Buffer]) -> list[Buffer]:
-        """Return the pieces with the values between them."""
-        parts: list[Buffer] = [self.constants[0]]
+        """Return the pieces with the values between them; small neighbours are put together."""
+        parts: list[Buffer] = []
+        run: list[Buffer] = [self.constants[0]]
         for slot, constant in zip(self.slots, self.constants[1:], strict=True):
-            parts.append(values[slot])
-            parts.append(constant)
+            value = values[slot]
+            if len(value) > APART_BYTES:
+                parts.append(b"".join(run))
+                parts.append(value)
+                run = [constant]
+            else:
+                run.append(value)
+                run.append(constant)
+        parts.append(b"".join(run))
         return parts
 
 
