@@ -120,5 +120,6 @@ def row_pieces(body: bytes | bytearray, form: Form, rows: int) -> list[bytes] | 
     """Return what stands between the brackets of each row of a body that `many` has read; None when spelt unevenly."""
     if not form.between:
         return None
-    pieces = bytes(body[form.start_size : form.inner_end]).split(form.between + b"[")
+    inner = bytes(memoryview(body)[form.start_size : form.inner_end])
+    pieces = inner.split(form.between + b"[")
     return pieces if len(pieces) == rows else None
