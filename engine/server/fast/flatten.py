@@ -60,9 +60,9 @@ def find_form(body: bytes | bytearray, field: str) -> Form | None:
 def single(body: bytes | bytearray, form: Form) -> bytes | None:
     """Return what stands between the brackets of a single record; None when the body is not spelt in this form."""
     if body.startswith(form.start) and body.endswith(form.end):
-        inner = bytes(body[form.start_size : form.inner_end])
-        if b"[" not in inner:
-            return inner
+        start, end = form.start_size, len(body) + form.inner_end
+        if body.find(b"[", start, end) < 0:
+            return bytes(body[start:end])
     return None
 
 

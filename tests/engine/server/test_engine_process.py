@@ -206,6 +206,21 @@ def test_who_waits_for_others_does_not_wait_for_ever_and_no_run_is_larger_than_a
     assert counted(text, "potoroo_engine_model_ns_count") == 5, "five rows at two a run are three runs"
 
 
+def test_an_engine_sleeps_when_nobody_asks(engine: EngineUnderTest) -> None:
+    def processor_s() -> float:
+        fields = Path(f"/proc/{engine.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with httpx.Client(base_url=engine.url) as client:
+        for _ in range(50):
+            client.post("/pipelines/fraud", json=GOOD)
+    time.sleep(0.5)
+    before = processor_s()
+    time.sleep(2)
+
+    assert processor_s() - before < 0.5, "it does not look out for requests for ever"
+
+
 def counted(text: str, name: str) -> int:
     """Return a number from a page of metrics."""
     found = re.search(rf"^{name}{{[^}}]*}} (\d+)$", text, re.MULTILINE)
