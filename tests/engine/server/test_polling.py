@@ -53,7 +53,7 @@ def test_it_looks_out_while_requests_follow_replies_closely(loop: Loop) -> None:
     assert loop.turns() == 0, "the first request says nothing yet"
     for _ in range(3):
         loop.request(WINDOW_NS // 2)
-        assert loop.turns() == 4
+    assert loop.turns() == 4, "once, for as long as the window after the last reply"
 
 
 def test_a_long_pause_ends_it_until_the_next_short_one(loop: Loop) -> None:
@@ -74,4 +74,4 @@ def test_it_leaves_the_processor_to_runs_in_threads(loop: Loop) -> None:
     loop.busy = False
     loop.request(WINDOW_NS // 2)
     loop.busy = True
-    assert loop.turns() == 1
+    assert loop.turns() == 1, "it stops at once"
