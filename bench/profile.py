@@ -171,9 +171,9 @@ def report(found: dict[str, tuple[Result, Counter[str]]]) -> str:
     bare = 1e6 / found[UNLOGGED.title][0].per_cpu_second
     lines += [
         "",
-        f"Of an Arrow request of 1,000 rows the kernel alone takes {kernel:,.0f} µs to take its record over: were all else "
-        f"about the log free, logging on against off would be {bare / (bare + kernel):.2f} at most where a request "
-        f"without the log takes {bare:,.0f} µs.",
+        f"Of an Arrow request of 1,000 rows the kernel alone takes {kernel:,.0f} µs to take its record over: were all "
+        f"else about the log free, logging on against off would be {bare / (bare + kernel):.2f} at most, because a "
+        f"request without the log takes no more than {bare:,.0f} µs.",
     ]
     return "\n".join(lines) + "\n"
 
