@@ -118,7 +118,7 @@ def test_a_store_that_is_away_loses_nothing_up_to_the_spools_limit(
         assert distant.answered == list(range(1, 501))
         assert without_store < 5 * with_store + 0.005
 
-        distant.ask(60, rows=100)
+        distant.ask(120, rows=100)
         dropped = distant.number("potoroo_engine_log_dropped_rows_total")
         assert (distant.refused > 0, dropped > 0) == (when_full == "refuse", when_full == "drop")
         instance.start()
