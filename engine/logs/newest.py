@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.logs.query import IntArray, Page, Status, as_table, index_array, times_of
+from engine.logs.segments import ParquetSegment
 from engine.logs.store import PartitionView, batch_at
 
 
@@ -58,7 +59,8 @@ def _head(view: PartitionView, end: int) -> tuple[int, str, str] | None:
     segment = view.segments[number]
     batch = batch_at(segment, end - 1)
     row = end - 1 - int(segment.index["position"][batch])
-    time = int(times_of(segment.batch(batch))[row])
+    columns = [("time",)] if isinstance(segment, ParquetSegment) else None
+    time = int(times_of(segment.batch(batch, columns))[row])
     return time, view.name, segment.schemas[int(segment.index["schema"][batch])]
 
 

@@ -62,3 +62,19 @@ def rebuild(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
         array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
         arrays.append(array if array.type.equals(field.type, check_metadata=True) else array.cast(field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def narrowed(schema: pa.Schema, found: pa.Schema) -> pa.Schema:
+    """Return the part of `schema` that was read: its fields, and the fields of its structs, whose names `found` has."""
+    return pa.schema([_narrow(field, found.field(field.name)) for field in schema if field.name in found.names])
+
+
+def _narrow(field: pa.Field, found: pa.Field) -> pa.Field:
+    if not pa.types.is_struct(field.type):
+        return field
+    children = [_narrow(child, found.type.field(child.name)) for child in field.type if _has(found.type, child.name)]
+    return field.with_type(pa.struct(children))
+
+
+def _has(kind: pa.DataType, name: str) -> bool:
+    return bool(kind.get_field_index(name) >= 0)

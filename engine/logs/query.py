@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from engine.logs.errors import InvalidQuery
 from engine.logs.projection import Path_, parse_path
-from engine.logs.segments import MappedSegment, SegmentView
+from engine.logs.segments import MappedSegment, ParquetSegment, SegmentView
 from engine.logs.store import LogStore, PartitionView, batch_at, check_page_size, open_store, retrying
 
 IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -27,6 +27,9 @@ DEFAULT_BYTES = 10_000_000
 MAX_PAGE_ROWS = 10_000
 _HELD_ROWS = 65_536
 """A scan keeps about as many rows of a mapped file in its process's memory."""
+_TOGETHER = 64
+_TOGETHER_BYTES = 4 << 20
+"""Row groups of a cold segment are read together as long as they are no larger and no more than that."""
 
 
 class Order(StrEnum):
@@ -241,7 +244,7 @@ def _read_ascending(
 
 def _fill(page: PageBuilder, view: PartitionView, start: int, time_range: TimeRange | None) -> tuple[int, bool]:
     """Add a partition's rows; return the position to go on from, and whether another schema stands there."""
-    for chunk in chunks(view, start, view.end, time_range):
+    for chunk in chunks(view, start, view.end, time_range, room=page.room):
         if page.schema_key not in {None, chunk.schema_key}:
             return chunk.position(0), True
         page.first.setdefault(view.name, chunk.position(0))
@@ -259,10 +262,13 @@ def chunks(
     end: int,
     time_range: TimeRange | None = None,
     columns: Sequence[Path_] | None = None,
+    *,
+    room: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield the stored batches with rows from `start` to below `end` in the time range, in the order of positions.
 
-    Batches that cannot hold such rows are not touched. With `columns`, the first one must be `time`.
+    Batches that cannot hold such rows are not touched, nor such as are not needed for `room` rows. With `columns`, the
+    first one must be `time`.
     """
     for segment in view.segments[view.segment_at(start) :]:
         if segment.start >= end:
@@ -277,17 +283,36 @@ def chunks(
             part = index[first:last]
             hits = np.flatnonzero((part["max_time"] >= time_range.start) & (part["min_time"] <= time_range.end))
             numbers = (hits + first).tolist()
-        for number in numbers:
-            at = int(index["position"][number])
-            batch = segment.batch(number, columns)
-            low, high = max(start - at, 0), min(end - at, batch.num_rows)
-            if low > 0 or high < batch.num_rows:
-                batch = batch.slice(low, high - low)
-            if not batch.num_rows:
-                continue
-            rows = None if time_range is None else rows_within(batch, time_range)
-            if rows is None or len(rows):
-                yield Chunk(segment, number, batch, at + low, rows)
+        done = 0
+        while done < len(numbers):
+            if isinstance(segment, ParquetSegment):
+                read = _read_some(segment, numbers[done : done + _TOGETHER], start, room, columns)
+            else:
+                read = [segment.batch(numbers[done], columns)]
+            for number, whole in zip(numbers[done : done + len(read)], read, strict=True):
+                at = int(index["position"][number])
+                low, high = max(start - at, 0), min(end - at, whole.num_rows)
+                batch = whole.slice(low, high - low) if low > 0 or high < whole.num_rows else whole
+                if not batch.num_rows:
+                    continue
+                rows = None if time_range is None else rows_within(batch, time_range)
+                if rows is None or len(rows):
+                    chunk = Chunk(segment, number, batch, at + low, rows)
+                    yield chunk
+                    room = None if room is None else room - chunk.count
+            done += len(read)
+
+
+def _read_some(
+    segment: ParquetSegment, numbers: Sequence[int], start: int, room: int | None, columns: Sequence[Path_] | None
+) -> list[pa.RecordBatch]:
+    """Read the first of these batches, and as many of those after it as `room` rows from `start` may need."""
+    entries = segment.index[list(numbers)]
+    count = max(int(np.searchsorted(np.cumsum(segment.sizes(entries)), _TOGETHER_BYTES, side="right")), 1)
+    if room is not None:
+        rows = np.minimum(entries["rows"], entries["position"] + entries["rows"] - start)
+        count = min(count, int(np.searchsorted(np.cumsum(rows), room)) + 1)
+    return segment.batches(numbers[:count], columns)
 
 
 def _overlaps(segment: SegmentView, time_range: TimeRange) -> bool:
@@ -314,7 +339,7 @@ def scan(
 
     `columns` names what is wanted by path (`out.dense_1`, or a tuple where names have dots): the batches then have
     `time` and those columns, flat, each named by its path; a batch whose schema lacks a path comes without that
-    column. Memory is bounded by one batch as stored, and what is not wanted is not decoded. The rows are those that
+    column. Memory is bounded by a few batches as stored, and what is not wanted is not decoded. The rows are those that
     were there when a partition was reached.
     """
     store = root if isinstance(root, LogStore) else open_store(root)

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -18,9 +19,10 @@ from engine.logs import frames, records
 from engine.logs.errors import CorruptLog
 from engine.logs.frames import BATCH, INDEX_DTYPE, MANY, SCHEMA, IndexArray
 from engine.logs.manifest import Manifest, Segment
-from engine.logs.projection import Path_, project, rebuild
+from engine.logs.projection import Path_, narrowed, project, rebuild
 
 _SMALL_INDEX_BYTES = 128 << 10
+_UNKNOWN_BYTES = 16 << 20
 
 
 class SegmentView(Protocol):
@@ -165,26 +167,41 @@ class MappedSegment(_SealedSegment):
 
 
 class ParquetSegment(_SealedSegment):
-    """A cold segment: a Parquet file here or in an object store, one row group per batch."""
+    """A cold segment: a Parquet file here or in an object store, one row group per batch.
+
+    `length` in the index is the size of a decoded row group; those written before it was noted have 0.
+    """
 
     _metadata: object = None
 
+    @staticmethod
+    def sizes(entries: IndexArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Return the sizes of decoded row groups; one that is not known counts as large."""
+        lengths = entries["length"].astype(np.int64)
+        return np.where(lengths == 0, _UNKNOWN_BYTES, lengths)
+
     def batch(self, number: int, columns: Sequence[Path_] | None = None) -> pa.RecordBatch:
         """Decode a row group, or only the wanted columns of it."""
+        return self.batches([number], columns)[0]
+
+    def batches(self, numbers: Sequence[int], columns: Sequence[Path_] | None = None) -> list[pa.RecordBatch]:
+        """Decode several row groups of one schema at once, which costs less than one by one."""
         import pyarrow.parquet as pq
 
-        entry = self.index[number]
-        schema = self.schema(int(entry["schema"]))
+        entries = self.index[list(numbers)]
+        schema = self.schema(int(entries["schema"][0]))
+        names = None if columns is None else [".".join(path) for path in columns if path[0] in schema.names]
         with self._open() as source, pq.ParquetFile(source, metadata=self._metadata) as file:
             if self._metadata is None:
                 self._metadata = file.metadata
-            if columns is None:
-                table = file.read_row_group(int(entry["offset"]), use_threads=False)
-                return rebuild(table, schema)
-            tops = list(dict.fromkeys(path[0] for path in columns if path[0] in schema.names))
-            narrow = pa.schema([schema.field(name) for name in tops])
-            table = file.read_row_group(int(entry["offset"]), columns=tops, use_threads=False)
-            return project(rebuild(table, narrow), columns)
+            table = file.read_row_groups(entries["offset"].tolist(), columns=names, use_threads=False)
+        whole = rebuild(table, schema if columns is None else narrowed(schema, table.schema))
+        if columns is not None:
+            whole = project(whole, columns)
+        if len(entries) == 1:
+            return [whole]
+        rows = entries["rows"].tolist()
+        return [whole.slice(first, count) for first, count in zip(accumulate(rows, initial=0), rows, strict=False)]
 
     def _open(self) -> pa.NativeFile:
         name = self.entry.file

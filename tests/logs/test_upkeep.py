@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import math
+import random
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import FileSelector, FileSystem
 from typer.testing import CliRunner
@@ -158,6 +163,149 @@ def test_odd_values_survive_parquet_or_stay(tmp_path: Path) -> None:
     table = read_page(LogStore(tmp_path), TOPIC).table
     assert table.schema.equals(schema, check_metadata=True)
     assert repr(table.to_pylist()) == repr(rows.to_pylist())
+
+
+def varied(rows: int, *, ambiguous: bool = False) -> pa.RecordBatch:
+    """Numbers that mostly differ and numbers that repeat, edges of their types, nulls, and names with dots."""
+    rng = random.Random(rows)
+    edges = [0.0, -0.0, math.nan, math.inf, -math.inf, 1e-45, 3.4e38]
+    inner = pa.struct([pa.field("c", pa.int32()), pa.field("d", pa.list_(pa.float32()))])
+    alike = pa.struct([*inner, pa.field("b.c", pa.string())] if ambiguous else list(inner))
+    schema = pa.schema(
+        [
+            pa.field("time", pa.int64(), nullable=False),
+            pa.field("in", pa.struct([pa.field("a.b", inner), pa.field("a", alike), pa.field("x", pa.float64())])),
+            pa.field("differ", pa.list_(pa.float32())),
+            pa.field("repeat", pa.list_(pa.float32())),
+            pa.field("long", pa.int64()),
+            pa.field("natural", pa.uint64(), nullable=False),
+            pa.field("short", pa.int8(), nullable=False),
+            pa.field("half", pa.float16()),
+            pa.field("text", pa.string(), metadata={b"k": b"v"}),
+        ]
+    )
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "time": n // 7,
+                "in": None if n % 11 == 0 else {
+                    "a.b": {"c": n, "d": [rng.random()]},
+                    "a": None if n % 5 == 0 else {"c": -n, "d": None} | ({"b.c": "z"} if ambiguous else {}),
+                    "x": edges[n] if n < len(edges) else rng.random(),
+                },
+                "differ": None if n % 13 == 0 else [rng.choice([*edges, rng.random(), None]) for _ in range(n % 3)],
+                "repeat": [0.1] * (n % 3),
+                "long": rng.choice([-(2**63), 2**63 - 1, rng.randrange(2**62), None]),
+                "natural": rng.choice([2**64 - 1, 0, n]),
+                "short": n % 256 - 128,
+                "half": 1.5,
+                "text": "same" if n % 2 else str(n),
+            }
+            for n in range(rows)
+        ],
+        schema=schema,
+    )  # fmt: skip
+
+
+def cooled(root: Path, rows: pa.RecordBatch) -> LogStore:
+    """Return a store whose only segment holds these rows, and is cold."""
+    with PartitionWriter(root, TOPIC, "p") as writer:
+        for first in range(0, rows.num_rows, 1_000):
+            writer.append(rows.slice(first, 1_000))
+        writer.seal()
+    assert upkeep(root, Policy(cold_after_s=0, grace_s=0), now=10.0**10).cooled == 1
+    store = LogStore(root)
+    assert [path.suffix for path in (root / TOPIC / "p").glob("0*") if path.suffix != ".idx"] == [".parquet"]
+    return store
+
+
+@pytest.mark.parametrize(("noted", "ambiguous"), [(True, False), (True, True), (False, False)])
+def test_all_kinds_of_numbers_read_the_same_when_cold(tmp_path: Path, noted: bool, ambiguous: bool) -> None:
+    rows = varied(9_000, ambiguous=ambiguous)
+    store = cooled(tmp_path, rows)
+    if not noted:  # as it was written before the sizes of row groups were noted
+        (path,) = (tmp_path / TOPIC / "p").glob("*.idx")
+        index = np.frombuffer(path.read_bytes(), dtype=frames.INDEX_DTYPE).copy()
+        index["length"] = 0
+        path.write_bytes(index.tobytes())
+
+    whole = read_page(store, TOPIC, page_size=9_000).table
+    assert whole.schema.equals(rows.schema, check_metadata=True)
+    assert repr(whole.to_pylist()) == repr(rows.to_pylist())
+    for start, size in ((0, 1), (17, 2_000), (2_999, 5_000), (8_999, 10)):
+        part = read_page(store, TOPIC, positions={"p": start}, page_size=size).table
+        assert repr(part.to_pylist()) == repr(rows.slice(start, size).to_pylist())
+    span = read_page(store, TOPIC, time_range=TimeRange(500, 900), page_size=10_000).table
+    assert repr(span.to_pylist()) == repr(rows.slice(3_500, 2_807).to_pylist())
+    assert [checked.problems for checked in verify(store)] == [[]]
+
+
+PATHS: list[list[str | tuple[str, ...]]] = [
+    ["in.a.b.c"],
+    [("in", "a.b", "c"), ("in", "a", "c")],
+    ["in.x", "text", "in.x"],
+    ["in", "in.a.d"],
+    ["nope", "in.nope", "in.a.nope", "short.nope"],
+    ["metadata", "differ", "time"],
+]
+
+
+@pytest.mark.parametrize("paths", PATHS)
+def test_columns_of_a_cold_segment_are_those_of_a_hot_one(tmp_path: Path, paths: list[str | tuple[str, ...]]) -> None:
+    rows = varied(2_000, ambiguous=True)
+    with PartitionWriter(tmp_path / "hot", TOPIC, "p") as writer:
+        writer.append(rows)
+        writer.seal()
+    stores = LogStore(tmp_path / "hot"), cooled(tmp_path / "cold", rows)
+
+    hot, cold = (pa.Table.from_batches(scan(store, TOPIC, columns=paths)) for store in stores)
+
+    assert cold.schema.equals(hot.schema, check_metadata=True)
+    assert repr(cold.to_pylist()) == repr(hot.to_pylist())
+
+
+def test_a_cold_segment_is_read_by_what_is_wanted_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = cooled(tmp_path, batch(range(30_000), width=30))
+    (segment,) = store.view(TOPIC, "p").segments
+    starts, counts = segment.index["position"].tolist(), segment.index["rows"].tolist()
+    read: list[list[int]] = []
+    whole = pq.ParquetFile.read_row_groups
+
+    def read_row_groups(self: pq.ParquetFile, groups: list[int], columns: list[str] | None = None, **how: bool) -> Any:
+        read.append(groups)
+        table = whole(self, groups, columns=columns, **how)
+        assert columns is None or sum(field.type.num_fields or 1 for field in table.schema) == len(columns)
+        return table
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", read_row_groups)
+
+    def needed(start: int, rows: int) -> list[int]:
+        return [n for n, at in enumerate(starts) if at < start + rows and at + counts[n] > start]
+
+    assert len(starts) > 6
+    for start, rows in ((0, 10), (starts[1] - 5, 10), (starts[2], counts[2]), (starts[2], counts[2] + 1), (777, 9_000)):
+        read.clear()
+        assert ids_of(read_page(store, TOPIC, positions={"p": start}, page_size=rows).table) == [
+            *range(start, start + rows)
+        ]
+        assert [*chain(*read)] == needed(start, rows)
+    read.clear()
+    assert read_page(store, TOPIC, time_range=TimeRange(9_000, 9_001)).table.num_rows == 2
+    assert [*chain(*read)] == needed(9_000, 2)
+    read.clear()
+    assert sum(rows.num_rows for rows in scan(store, TOPIC, columns=["in.tensor", "metadata.last_model"])) == 30_000
+    assert [*chain(*read)] == list(range(len(starts)))
+
+
+@pytest.mark.parametrize(("width", "rows", "most"), [(1, 20_000, 16_384), (100, 20_000, 4_000), (100_000, 300, 50)])
+def test_row_groups_are_the_smaller_the_larger_a_row_is(tmp_path: Path, width: int, rows: int, most: int) -> None:
+    tensor = pa.array(np.zeros(rows * width, "f4"))
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype="i4") * width), tensor)
+    store = cooled(tmp_path, pa.RecordBatch.from_arrays([pa.array(range(rows)), lists], names=["time", "x"]))
+
+    (segment,) = store.view(TOPIC, "p").segments
+    assert most // 4 < segment.index["rows"].max() <= most
+    assert segment.index["length"].max() <= 16 << 20
 
 
 def test_old_segments_move_away_and_are_read_from_there(tmp_path: Path) -> None:
