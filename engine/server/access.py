@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.contract.deployment import AccessDocument, AccessSettings
-from engine.server.tokens import BadToken, read_keys, verified_claims
+from engine.server.tokens import BadToken, ExpiredToken, read_keys, verified_claims
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,9 @@ class Access:
         if len(token) > LONGEST_TOKEN_BYTES:
             return Verdict(401, "Jwt is too large", now + REFUSED_FOR_S)
         try:
-            claims = verified_claims(token, self._keys, now)
+            claims = verified_claims(token, self._keys)
+        except ExpiredToken:
+            return Verdict(401, "Jwt is expired", float("inf"))
         except BadToken:
             return Verdict(401, "Jwt verification fails", now + REFUSED_FOR_S)
         expires, issued = claims["exp"], claims["iat"]

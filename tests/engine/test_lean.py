@@ -38,7 +38,6 @@ def test_an_engine_loads_late_what_few_inferences_need() -> None:
         "pyarrow.fs",
         "pyarrow.parquet",
         "engine.runtime.expressions",
-        "jose",
         "urllib.request",
         "pandas",
     )

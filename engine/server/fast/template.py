@@ -39,8 +39,11 @@ class Sample:
 
     @staticmethod
     def _repeat(row: pa.RecordBatch, rows: int) -> pa.RecordBatch:
-        zeros = np.zeros(rows, "i8")
-        return row.take(cols.numeric_array(zeros))
+        # Not by `take`, which would load `pyarrow.compute` into every engine.
+        repeated = pa.concat_batches([row])
+        while repeated.num_rows < rows:
+            repeated = pa.concat_batches([repeated, repeated.slice(0, rows - repeated.num_rows)])
+        return repeated
 
     def output_kinds(self) -> list[tuple[np.dtype[np.generic], int]]:
         """Return per output its element type and how many elements a row has."""

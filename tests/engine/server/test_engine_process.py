@@ -491,6 +491,20 @@ def test_an_engine_opens_no_connection(engine: EngineUnderTest) -> None:
                 assert int(fields[1].rsplit(":", 1)[1], 16) == port, line
 
 
+def test_plain_inferences_do_not_load_arrows_compute_functions(tmp_path: Path) -> None:
+    arrow = {"content": arrow_file([GOOD[0]["tensor"]]), "headers": {"Content-Type": ARROW, "Accept": ARROW}}
+    document = models.document(tmp_path, {"fraud": models.linear(tmp_path / "m.onnx")})
+    with running(tmp_path, document) as engine:
+        for request in ({"json": GOOD}, arrow):
+            for _ in range(3):
+                assert httpx.post(f"{engine.url}/infer", **request).status_code == 200
+
+        mapped = Path(f"/proc/{engine.process.pid}/maps").read_text()
+
+    assert "/onnxruntime_pybind11_state." in mapped
+    assert "/pyarrow/_compute." not in mapped
+
+
 def test_an_engine_loads_no_libraries_for_files_elsewhere() -> None:
     probe = "import sys, engine.server.process; print('pyarrow.fs' in sys.modules, 'pyarrow.parquet' in sys.modules)"
 
