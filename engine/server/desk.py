@@ -136,6 +136,10 @@ class Desk:
             ticket.serial, 503, b"application/json", body, (*ticket.route.headers, (b"retry-after", b"1"))
         )
 
+    def end_turn(self) -> None:
+        """Work on what has arrived so far, now; must not be called from within a turn."""
+        self._turn()
+
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True

@@ -37,6 +37,8 @@ INLINE_NS = 2_000_000
 ON_LOOP_NS = 5_000_000
 """Up to this, one that would have the only thread to itself has a turn of the loop to itself: that costs less."""
 INLINE_BODY_BYTES = 256 * 1024
+LARGE_BODY_BYTES = 256 * 1024
+"""Larger bodies are worked on while they are in the processor's caches; several of them would push each other out."""
 BATCH_ROWS = 256
 JSON_RECORDS = b"application/json; format=pandas-records"
 ARROW_FILE = b"application/vnd.apache.arrow.file"
@@ -102,10 +104,12 @@ class Lane:
             self._learn(self.fast, formats.RECORDS_TYPE, body, is_arrow=False)
 
     def submit(self, ticket: Ticket) -> None:
-        """Take a request; it is worked on at the end of this turn of the event loop."""
+        """Take a request; it is worked on at the end of this turn of the event loop, a large one at once."""
         if not self.waiting:
             self.desk.wake(self)
         self.waiting.append(ticket)
+        if len(ticket.body) > LARGE_BODY_BYTES:
+            self.desk.end_turn()
 
     # The end of a turn.
 
