@@ -14,6 +14,7 @@ _LONGEST_NAME = 200
 MANIFEST = "manifest.json"
 MANIFEST_LOCK = "manifest.lock"
 WRITER_LOCK = "writer.lock"
+RESERVE = ".reserve"
 
 
 def folder_name(name: str) -> str:

@@ -7,6 +7,7 @@ position.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -24,6 +25,10 @@ from engine.logs import layout, manifest, recovery, rewrite
 from engine.logs.errors import LogError, PartitionBusy
 from engine.logs.manifest import Garbage, Manifest, Segment
 from engine.logs.writer import acquire
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_RESERVE_BYTES = 1 << 20
+"""As much as the manifest of some thousand segments takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +90,13 @@ def maintain(root: Path | str, policy: Policy, *, now: float | None = None) -> R
 
 
 def maintain_topic(root: Path | str, topic: str, policy: Policy, *, now: float | None = None) -> Report:
-    """Do what is due in a topic; what cannot be done is named in `problems` and tried again the next time."""
+    """Do what is due in a topic; what cannot be done is named in `problems` and tried again the next time.
+
+    Retention works on a disk that is full to the last byte, too.
+    """
     now = time.time() if now is None else now
     report = Report()
+    reserve = Path(root) / layout.RESERVE
     folders = [layout.partition_path(Path(root), topic, name) for name in layout.partitions_of(Path(root), topic)]
     for folder in folders:
         try:
@@ -98,7 +107,7 @@ def maintain_topic(root: Path | str, topic: str, policy: Policy, *, now: float |
             if not isinstance(exc, PartitionBusy):
                 report.problems.append(f"{folder}: {exc}")
     try:
-        _retain(folders, policy, now, report)
+        _retain(folders, policy, now, report, reserve)
     except (OSError, LogError) as exc:
         report.problems.append(f"{layout.topic_path(Path(root), topic)}: {exc}")
     for folder in folders:
@@ -109,7 +118,18 @@ def maintain_topic(root: Path | str, topic: str, policy: Policy, *, now: float |
         except (OSError, LogError) as exc:
             if not isinstance(exc, PartitionBusy):
                 report.problems.append(f"{folder}: {exc}")
+    try:
+        _put_by(reserve)
+    except OSError as exc:
+        report.problems.append(f"{reserve}: {exc}")
     return report
+
+
+def _put_by(reserve: Path) -> None:
+    """Keep some room for the manifest that says what was deleted."""
+    if reserve.exists() or not reserve.parent.is_dir():
+        return
+    manifest.write_durably(reserve, bytes(_RESERVE_BYTES))
 
 
 @contextmanager
@@ -246,7 +266,7 @@ def _archive(folder: Path, topic: str, entry: Segment, uri: str) -> Segment:
     return msgspec.structs.replace(entry, file=target)
 
 
-def _retain(folders: list[Path], policy: Policy, now: float, report: Report) -> None:
+def _retain(folders: list[Path], policy: Policy, now: float, report: Report, reserve: Path) -> None:
     """Delete from the front of partitions what is too old or too much."""
     if policy.keep_s is None and policy.keep_bytes is None:
         return
@@ -269,17 +289,49 @@ def _retain(folders: list[Path], policy: Policy, now: float, report: Report) -> 
     for folder, count in doomed.items():
         if count:
             until = heads[folder].segments[count - 1].end
-            _delete_before(folder, until, now, report)
+            gone = _delete_before(folder, until, now, reserve)
+            report.deleted_segments += len(gone)
+            report.deleted_rows += sum(entry.rows for entry in gone)
 
 
-def _delete_before(folder: Path, position: int, now: float, report: Report) -> None:
-    with manifest.changing(folder) as changed:
-        gone = [entry for entry in changed.segments if entry.end <= position]
-        changed.segments = [entry for entry in changed.segments if entry.end > position]
+def _delete_before(folder: Path, position: int, now: float, reserve: Path) -> list[Segment]:
+    """Take segments out of the manifest, and on a full disk their files away at once, which readers get over."""
+    try:
+        return _drop_before(folder, position, now)
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise
+    try:
+        gone = _drop_before(folder, position, now, reserve)
+    except OSError as exc:
+        if exc.errno not in _FULL and not isinstance(exc, FileNotFoundError):
+            raise
+        # nothing was put by: until the manifest is written, which a crash here leaves to the next time, readers miss
+        # files that it still names
+        _unlink(folder, _before(manifest.load(folder), position))
+        return _drop_before(folder, position, now)
+    _unlink(folder, gone)
+    return gone
+
+
+def _drop_before(folder: Path, position: int, now: float, reserve: Path | None = None) -> list[Segment]:
+    with manifest.changing(folder, reserve) as changed:
+        gone = _before(changed, position)
+        changed.segments = changed.segments[len(gone) :]
         changed.start = changed.segments[0].start if changed.segments else changed.end
         changed.garbage += _files(gone, now, but=[])
-    report.deleted_segments += len(gone)
-    report.deleted_rows += sum(entry.rows for entry in gone)
+    return gone
+
+
+def _before(loaded: Manifest, position: int) -> list[Segment]:
+    return [entry for entry in loaded.segments if entry.end <= position]
+
+
+def _unlink(folder: Path, entries: list[Segment]) -> None:
+    for entry in entries:
+        for name in (entry.file, entry.index):
+            if "://" not in name:
+                (folder / name).unlink(missing_ok=True)
 
 
 def _clean(folder: Path, policy: Policy, now: float) -> int:

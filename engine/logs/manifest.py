@@ -76,11 +76,15 @@ def load(folder: Path) -> Manifest:
         raise CorruptLog(f"{folder / MANIFEST} cannot be read: {exc}") from exc
 
 
-def store(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest, durably and at once."""
+def store(folder: Path, manifest: Manifest, reserve: Path | None = None) -> None:
+    """Replace the manifest, durably and at once; in the room of the file `reserve` if it is given."""
     used = {key for segment in manifest.segments for key in segment.schemas}
     manifest.schemas = {key: value for key, value in manifest.schemas.items() if key in used}
-    write_durably(folder / MANIFEST, msgspec.json.encode(manifest))
+    content = msgspec.json.encode(manifest)
+    if reserve is None:
+        write_durably(folder / MANIFEST, content)
+    else:
+        write_over(reserve, folder / MANIFEST, content)
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
@@ -89,6 +93,26 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
     try:
         with temporary.open("wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_over(reserve: Path, path: Path, content: bytes) -> None:
+    """Do the same on a disk without room: `reserve`, a file of the same disk, is written over and becomes the new one.
+
+    Raises `FileNotFoundError` when it is not there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    reserve.replace(temporary)
+    try:
+        with temporary.open("r+b") as file:
+            file.write(content)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -108,7 +132,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[Manifest]:
+def changing(folder: Path, reserve: Path | None = None) -> Iterator[Manifest]:
     """Hold the manifest's lock and store what the block made of it; an exception stores nothing.
 
     The lock is held for a few file writes only: the writer (sealing) and maintenance (compaction, retention) share it.
@@ -118,6 +142,6 @@ def changing(folder: Path) -> Iterator[Manifest]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         manifest = load(folder)
         yield manifest
-        store(folder, manifest)
+        store(folder, manifest, reserve)
     finally:
         os.close(fd)

@@ -7,6 +7,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
@@ -61,24 +62,24 @@ def merge(folder: Path, loaded: Manifest, group: list[Segment]) -> Rewritten:
     name = _fresh_name(group[0].start, "seg")
     keys: list[str] = []
     out: list[Frame] = []
-    temporary = folder / f".{name}.tmp"
-    with temporary.open("wb") as file:
-        views = [open_sealed(folder, entry, loaded) for entry in group]
-        places = ((view, at) for view in views for at in range(len(view.index)))
-        for piece in _joined(places, records.MAX_FRAME_ROWS, records.MAX_FRAME_BYTES):
-            if piece.key not in keys:
-                keys.append(piece.key)
-                schema = loaded.schemas[piece.key]
-                flags = CHECKED | HASHED
-                checksum = frames.checksum([schema], flags)
-                head = (SCHEMA, flags, len(keys) - 1, checksum, 0, len(schema), piece.position, 0, 0, 0)
-                _put(file, Frame(*head, file.tell() + HEADER_BYTES), schema)
-            out.append(_put_batch(file, piece, keys.index(piece.key)))
-    _make_durable(temporary, folder / name)
-    index = frames.index_of(out)
-    span = group[0].start, group[-1].end
-    sealed_at = max(entry.sealed_at for entry in group)
-    entry = _entry(folder, name, "log", keys, index, span=span, sealed_at=sealed_at, tier=1)
+    with _new_file(folder, name) as temporary:
+        with temporary.open("wb") as file:
+            views = [open_sealed(folder, entry, loaded) for entry in group]
+            places = ((view, at) for view in views for at in range(len(view.index)))
+            for piece in _joined(places, records.MAX_FRAME_ROWS, records.MAX_FRAME_BYTES):
+                if piece.key not in keys:
+                    keys.append(piece.key)
+                    schema = loaded.schemas[piece.key]
+                    flags = CHECKED | HASHED
+                    checksum = frames.checksum([schema], flags)
+                    head = (SCHEMA, flags, len(keys) - 1, checksum, 0, len(schema), piece.position, 0, 0, 0)
+                    _put(file, Frame(*head, file.tell() + HEADER_BYTES), schema)
+                out.append(_put_batch(file, piece, keys.index(piece.key)))
+        _make_durable(temporary, folder / name)
+        index = frames.index_of(out)
+        span = group[0].start, group[-1].end
+        sealed_at = max(entry.sealed_at for entry in group)
+        entry = _entry(folder, name, "log", keys, index, span=span, sealed_at=sealed_at, tier=1)
     return Rewritten([entry], {key: loaded.schemas[key] for key in keys})
 
 
@@ -107,11 +108,13 @@ def cool(folder: Path, loaded: Manifest, entry: Segment) -> Rewritten:
         for run in _runs(folder, loaded, entry):
             made.append(_write_parquet(folder, loaded, entry, run))
             _check_same(folder, loaded, entry, made[-1])
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid, _Changed):
+    except BaseException as exc:
         for segment in made:
             (folder / segment.file).unlink(missing_ok=True)
             (folder / segment.index).unlink(missing_ok=True)
-        return unchanged
+        if isinstance(exc, pa.ArrowNotImplementedError | pa.ArrowInvalid | _Changed):
+            return unchanged
+        raise
     return Rewritten(made, loaded.schemas)
 
 
@@ -147,22 +150,20 @@ def _write_parquet(folder: Path, loaded: Manifest, entry: Segment, run: tuple[in
     start = entry.start if run[0] == 0 else int(view.index["position"][run[0]])
     name = _fresh_name(start, "parquet")
     rows: list[tuple[int, ...]] = []
-    temporary = folder / f".{name}.tmp"
     groups = _row_groups(view, run)
     head = next(groups)
-    how = _encodings(head.batch)
-    with pq.ParquetWriter(
-        temporary, view.schema(number), compression=_COMPRESSION, write_page_checksum=True, **how
-    ) as writer:
-        for group, piece in enumerate(itertools.chain([head], groups)):
-            writer.write_batch(piece.batch, row_group_size=max(piece.batch.num_rows, 1))
-            low, high = records.time_bounds(piece.batch)
-            rows.append((group, piece.batch.nbytes, piece.position, piece.batch.num_rows, 0, 0, low, high, 0, 0))
-    index = np.array(rows, dtype=INDEX_DTYPE)
-    end = int(index["position"][-1]) + int(index["rows"][-1])
-    _make_durable(temporary, folder / name)
-    keys = [entry.schemas[number]]
-    return _entry(folder, name, "parquet", keys, index, span=(start, end), sealed_at=entry.sealed_at, tier=2)
+    how = {"compression": _COMPRESSION, "write_page_checksum": True, **_encodings(head.batch)}
+    with _new_file(folder, name) as temporary:
+        with pq.ParquetWriter(temporary, view.schema(number), **how) as writer:
+            for group, piece in enumerate(itertools.chain([head], groups)):
+                writer.write_batch(piece.batch, row_group_size=max(piece.batch.num_rows, 1))
+                low, high = records.time_bounds(piece.batch)
+                rows.append((group, piece.batch.nbytes, piece.position, piece.batch.num_rows, 0, 0, low, high, 0, 0))
+        index = np.array(rows, dtype=INDEX_DTYPE)
+        end = int(index["position"][-1]) + int(index["rows"][-1])
+        _make_durable(temporary, folder / name)
+        keys = [entry.schemas[number]]
+        return _entry(folder, name, "parquet", keys, index, span=(start, end), sealed_at=entry.sealed_at, tier=2)
 
 
 def _row_groups(view: SegmentView, run: tuple[int, int]) -> Iterator[_Piece]:
@@ -273,6 +274,22 @@ def _fresh_name(start: int, suffix: str) -> str:
     return f"{start:020d}-{uuid.uuid4().hex[:8]}.{suffix}"
 
 
+@contextmanager
+def _new_file(folder: Path, name: str) -> Iterator[Path]:
+    """Give the path to write a new file by; if that or its index fails, as on a full disk, nothing of it is left."""
+    temporary = folder / f".{name}.tmp"
+    try:
+        yield temporary
+    except BaseException:
+        for path in (temporary, folder / name, folder / _index_name(name)):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _index_name(name: str) -> str:
+    return f"{name.rpartition('.')[0]}.idx"
+
+
 def _put(file: BinaryIO, head: Frame, content: bytes | pa.Buffer) -> None:
     file.write(frames.pack_header(head))
     file.write(content)
@@ -301,7 +318,7 @@ def _entry(
     tier: int,
 ) -> Segment:
     """Write the index beside a new file and return the file's entry."""
-    index_name = f"{name.rpartition('.')[0]}.idx"
+    index_name = _index_name(name)
     manifest.write_durably(folder / index_name, index.tobytes())
     return Segment(
         start=span[0],

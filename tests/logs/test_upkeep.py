@@ -465,7 +465,7 @@ def test_a_readers_memory_is_bounded_by_its_page(tmp_path: Path, order: Order) -
 
 
 def test_a_topic_that_is_in_trouble_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for topic in ("broken", "full", TOPIC):
+    for topic in ("broken", "failing", TOPIC):
         with PartitionWriter(tmp_path, topic, "p", clock=lambda: 1000.0) as writer:
             writer.append(batch(range(10)))
             writer.seal()
@@ -473,8 +473,8 @@ def test_a_topic_that_is_in_trouble_does_not_stop_the_others(tmp_path: Path, mon
     real = manifest.write_durably
 
     def write_durably(path: Path, content: bytes | memoryview) -> None:
-        if "full" in path.parts:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        if "failing" in path.parts:
+            raise OSError(errno.EIO, "Input/output error")
         real(path, content)
 
     with monkeypatch.context() as patched:
@@ -484,11 +484,122 @@ def test_a_topic_that_is_in_trouble_does_not_stop_the_others(tmp_path: Path, mon
     assert report.deleted_rows == 10
     assert everything(LogStore(tmp_path)) == []
     assert any("broken" in problem for problem in report.problems)
-    assert any("No space left" in problem for problem in report.problems)
-    assert ids_of(read_page(tmp_path, "full").table) == list(range(10))
+    assert any("Input/output error" in problem for problem in report.problems)
+    assert ids_of(read_page(tmp_path, "failing").table) == list(range(10))
     assert maintain(tmp_path, Policy(keep_s=1, grace_s=0), now=10.0**9).deleted_rows == 10
     damaged = [one for one in verify(LogStore(tmp_path)) if one.problems]
     assert [(one.topic, one.file) for one in damaged] == [("broken", "manifest.json")]
+
+
+class FullDisk:
+    """A disk that has no room beyond what a folder takes at the beginning."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._root = root
+        self._size = self.taken()
+        self._real = manifest.write_durably
+        monkeypatch.setattr(manifest, "write_durably", self._write_durably)
+
+    def taken(self) -> int:
+        return sum(path.stat().st_size for path in self._root.rglob("*") if path.is_file())
+
+    def _write_durably(self, path: Path, content: bytes | memoryview) -> None:
+        if self.taken() + len(content) > self._size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._real(path, content)
+
+
+def two_partitions(root: Path, rows: int = 40_000) -> None:
+    """Write eight segments, in turns older and newer, that take more than what is put by."""
+    for n in range(4):
+        for name in ("p", "q"):
+            with PartitionWriter(root, TOPIC, name, clock=lambda: 1000.0) as writer:
+                writer.append(batch(range(n * rows, (n + 1) * rows), times=[1_000_000 + n] * rows))
+                writer.seal()
+
+
+@pytest.mark.parametrize("put_by", [True, False])
+@pytest.mark.parametrize("left", [0, 80_000])
+def test_retention_frees_a_disk_that_is_full_to_the_last_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, put_by: bool
+) -> None:
+    two_partitions(tmp_path)
+    upkeep(tmp_path, QUIET)
+    by_bytes = Policy(cold_after_s=None, keep_bytes=LogStore(tmp_path).describe(TOPIC).size_bytes * 5 // 16)
+    policy = by_bytes if left else Policy(cold_after_s=None, keep_s=100)
+    reserve = tmp_path / ".reserve"
+    assert reserve.stat().st_size == 1 << 20
+    number = reserve.stat().st_ino
+    if not put_by:
+        reserve.unlink()
+    store = LogStore(tmp_path)
+    page = read_page(store, TOPIC, page_size=10)
+    reading = scan(store, TOPIC, max_batch_rows=50)
+    streamed = ids_of(next(reading))
+    disk = FullDisk(tmp_path, monkeypatch)
+    before = disk.taken()
+
+    report = upkeep(tmp_path, policy)
+
+    assert disk.taken() < before - 4_000_000
+    assert (number in {path.stat().st_ino for path in tmp_path.rglob("manifest.json")}) is put_by
+    assert report.deleted_rows == 320_000 - left
+    assert len(everything(store)) == left
+    assert ids_of(page.table) == list(range(10))
+    assert streamed + ids_of(next(reading)) == list(range(100))
+    assert [checked.problems for checked in verify(store)] == [[]] * (left // 40_000)
+    assert store.describe(TOPIC).partitions == dict.fromkeys("pq", (160_000 - left // 2, 160_000))
+    assert reserve.stat().st_size == 1 << 20
+    upkeep(tmp_path, policy, now=3000.0)
+    assert len([*tmp_path.rglob("*.log"), *tmp_path.rglob(".*tmp")]) == left // 40_000
+
+
+@pytest.mark.parametrize("put_by", [True, False])
+def test_a_crash_while_a_full_disk_is_freed_is_got_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put_by: bool
+) -> None:
+    two_partitions(tmp_path, 1_000)
+    upkeep(tmp_path, QUIET)
+    if not put_by:
+        (tmp_path / ".reserve").unlink()
+
+    attempts: list[Path] = []
+
+    def write_durably(path: Path, content: bytes) -> None:
+        attempts.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device") if len(attempts) == 1 else KeyboardInterrupt
+
+    def write_over(reserve: Path, path: Path, content: bytes) -> None:
+        reserve.replace(path.with_name(".manifest.json.1.tmp"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "write_durably", write_durably)
+        if put_by:
+            patched.setattr(manifest, "write_over", write_over)
+        with pytest.raises(KeyboardInterrupt):
+            maintain_topic(tmp_path, TOPIC, Policy(cold_after_s=None, keep_s=1), now=2000.0)
+
+    upkeep(tmp_path, Policy(cold_after_s=None, keep_s=1, grace_s=0), now=2001.0)
+    upkeep(tmp_path, Policy(cold_after_s=None, keep_s=1, grace_s=0), now=2002.0)
+    assert everything(LogStore(tmp_path)) == []
+    assert not list(tmp_path.rglob("*.log"))
+    assert [checked.problems for checked in verify(LogStore(tmp_path))] == []
+
+
+@pytest.mark.parametrize("cold_after_s", [None, 0.0])
+def test_rewriting_on_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_after_s: float | None
+) -> None:
+    fill(tmp_path)
+    disk = FullDisk(tmp_path, monkeypatch)
+    before = disk.taken()
+
+    report = maintain_topic(tmp_path, TOPIC, Policy(cold_after_s=cold_after_s, merge_segments=3), now=2000.0)
+
+    assert any("No space left" in problem for problem in report.problems)
+    assert disk.taken() == before
+    assert everything(LogStore(tmp_path)) == list(range(200))
 
 
 @pytest.mark.slow
