@@ -12,7 +12,7 @@ from engine.contract.deployment import Limits
 from engine.server.heads import Head
 from engine.server.http import Connection
 
-SHARED_BUFFER_BYTES = 1024 * 1024
+SHARED_BUFFER_BYTES = 256 * 1024
 KNOWN_HEADS = 4096
 KNOWN_HEAD_BYTES = 8192
 SWEEP_S = 0.25
