@@ -92,7 +92,7 @@ def lone(segment: OpenSegment, item: Item) -> Group | None:
     number = segment.number_of(item.schema)
     if number is None or item.batch is not None or item.size > _JOIN_BYTES:
         return None
-    payload = b"".join(item.parts)
+    payload = item.parts[0] if len(item.parts) == 1 else b"".join(item.parts)
     length, at = item.size, segment.size + HEADER_BYTES
     flags = _LONE if item.messages == 1 else _LONE | MANY
     frame = Frame(

@@ -26,6 +26,7 @@ from engine.logs.frames import Buffer
 from engine.logs.groups import Group, Item, assemble, lone, write_all
 from engine.logs.recovery import OpenSegment
 
+_SEQUENCES = (list, tuple)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -177,7 +178,7 @@ class PartitionWriter:
         it, of batches of `schema` (pass the same object each time: it is recognised by identity), uncompressed. It is
         trusted; `logs verify` would find it out. The buffers must not change until the flush.
         """
-        parts = message if isinstance(message, list | tuple) else (message,)
+        parts = message if isinstance(message, _SEQUENCES) else (message,)
         with self._lock:
             self._check_open()
             first = self._next

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,8 @@ class OnnxModel:
         self._output_schema = read_schema(document.config.output_schema, f"output schema of model {document.name!r}")
         limit = (document.config.dynamic_batching_config or {}).get("batch_size_limit")
         self._row_limit = limit if isinstance(limit, int) and limit > 0 else None
+        self.on_run: Callable[[int, int], None] = lambda _rows, _elapsed_ns: None
+        """Told of every run: its rows and nanoseconds."""
         self._giving_back = ort.RunOptions()
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         _check_fields(self)
@@ -177,6 +181,13 @@ class OnnxModel:
 
     def execute(self, feed: dict[str, Tensor]) -> list[Any]:
         """Run the session on ready tensors and return its outputs; raises `InferenceFailure`."""
+        started = time.perf_counter_ns()
+        outputs = self.infer(feed)
+        self.on_run(len(feed[self.inputs[0].name]), time.perf_counter_ns() - started)
+        return outputs
+
+    def infer(self, feed: dict[str, Tensor]) -> list[Any]:
+        """Do what `execute` does for a caller that tells `on_run` of it."""
         size = 0
         for tensor in feed.values():
             size += tensor.nbytes

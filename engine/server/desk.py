@@ -96,6 +96,7 @@ class Desk:
         self._queue_depth = queue_depth
         self._lanes: list[Lane] = []
         self._replies: list[Reply] = []
+        self._later: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._scheduled = False
         self._busy_poll = BusyPoll(loop, lambda: self.depth > 0)
 
@@ -126,6 +127,10 @@ class Desk:
         self._replies.append(reply)
         self._schedule()
 
+    def after_replies(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back once the replies of this turn have left: for what nobody waits for."""
+        self._later.append((callback, args))
+
     def refuse(
         self, ticket: Ticket, reason: str = "The resources required to run this request are not available"
     ) -> None:
@@ -146,10 +151,17 @@ class Desk:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._scheduled = False
+        self._scheduled = True  # what comes up meanwhile is looked at below, or in a turn of its own
+        try:
+            self._work_and_reply()
+        finally:
+            self._scheduled = False
+            if self._lanes or self._replies:
+                self._schedule()
+
+    def _work_and_reply(self) -> None:
+        began_ns = time.perf_counter_ns()
         lanes, self._lanes = self._lanes, []
-        if lanes:
-            self._busy_poll.arrived(time.perf_counter_ns())
         broken: list[Ticket] = []
         for lane in lanes:
             tickets, lane.waiting = lane.waiting, []
@@ -163,7 +175,10 @@ class Desk:
         replies, self._replies = self._replies, []
         if replies:
             self._send(replies, refused)
-            self._busy_poll.answered(time.perf_counter_ns())
+            self._busy_poll.answered(began_ns, time.perf_counter_ns())
+        later, self._later = self._later, []
+        for callback, args in later:
+            callback(*args)
         for ticket in broken:
             body = failure_body("The engine failed on this request; its log says more.", 500, ticket.route.user_agent)
             ticket.connection.respond(ticket.serial, 500, b"application/json", body, ticket.route.headers)

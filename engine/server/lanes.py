@@ -299,7 +299,6 @@ class Lane:
         """Write the records and the replies of one run; `group` has one row each, or is a single request."""
         desk, work = self.desk, run.work
         took_ns = run.finished_ns - run.started_ns
-        self.cost.saw(work.rows, took_ns)
         time_ms = now_ms()
         elapsed = (max(run.started_ns - group[0].received_ns, 0), took_ns)
         try:
@@ -318,11 +317,16 @@ class Lane:
         content_type = ARROW_FILE if group[0].route.fast_arrow else JSON_RECORDS
         for ticket, body in zip(group, bodies, strict=True):
             desk.reply((ticket, 200, content_type, body, ticket.route.headers))
-        self._rows.value += work.rows
-        self._fast_requests.value += len(group)
+        desk.after_replies(self._count, fast, work.rows, len(group), took_ns)
+
+    def _count(self, fast: FastPath, rows: int, requests: int, took_ns: int) -> None:
+        self.cost.saw(rows, took_ns)
+        fast.model.on_run(rows, took_ns)
+        self._rows.value += rows
+        self._fast_requests.value += requests
         self.run_time.observe(took_ns)
-        self.batch_rows.observe(work.rows)
-        self.batched.observe(len(group))
+        self.batch_rows.observe(rows)
+        self.batched.observe(requests)
 
     def _bodies(
         self, fast: FastPath, group: list[Ticket], run: Run, time_ms: int, elapsed: tuple[int, int]

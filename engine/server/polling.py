@@ -27,17 +27,13 @@ class BusyPoll:
         self._loop = loop
         self._is_busy = is_busy
         self._answered_ns = 0
-        self._pays = False
         self._is_polling = False
 
-    def arrived(self, now_ns: int) -> None:
-        """Take note of a request."""
-        self._pays = now_ns - self._answered_ns < WINDOW_NS
-
-    def answered(self, now_ns: int) -> None:
-        """Take note of a reply."""
+    def answered(self, began_ns: int, now_ns: int) -> None:
+        """Take note of a reply, and of when work on its request began."""
+        pays = began_ns - self._answered_ns < WINDOW_NS
         self._answered_ns = now_ns
-        if self._pays and not self._is_polling and not self._is_busy():
+        if pays and not self._is_polling and not self._is_busy():
             self._is_polling = True
             self._loop.call_soon(self._poll)
 
@@ -46,4 +42,4 @@ class BusyPoll:
             os.sched_yield()
             self._loop.call_soon(self._poll)
         else:
-            self._is_polling = self._pays = False
+            self._is_polling = False

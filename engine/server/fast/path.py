@@ -90,6 +90,7 @@ class Kind:
         self.sample: Sample | None = None
         self.log_sample: Sample | None = None
         self.log_schema: pa.Schema | None = None
+        self.log_of_one: Filling | None = None
         self.is_unfit = False
         self.row_templates: dict[Selection, RowTemplate | None] = {}
 
@@ -178,13 +179,16 @@ class FastPath:
         return self._json.sample is not None
 
     def run(self, matrix: Tensor) -> list[Tensor]:
-        """Infer on a matrix; raises `Unfit` when the outputs are not what templates hold."""
+        """Infer on a matrix; raises `Unfit` when the outputs are not what templates hold.
+
+        Whoever asks tells the model's `on_run` of it.
+        """
         rows = len(matrix)
         ready = matrix if matrix.dtype is self.dtype else matrix.astype(self.dtype)
         if not self._is_flat:
             ready = ready.reshape(rows, *self.row_shape)
         try:
-            values = self.model.execute({self.input_name: ready})
+            values = self.model.infer({self.input_name: ready})
         except InferenceFailure as exc:
             raise Unfit from exc
         outputs = []
@@ -337,10 +341,14 @@ class FastPath:
         sample = work.kind.log_sample
         assert sample is not None  # noqa: S101 - learned together with the reply's
         rows = len(matrix)
-        try:
-            filling = self._filling(("log", id(work.kind), rows), lambda: message_template(sample, rows))
-        except (NoTemplate, ValueError) as exc:
-            raise Unfit from exc
+        filling = work.kind.log_of_one if rows == 1 else None
+        if filling is None:
+            try:
+                filling = self._filling(("log", id(work.kind), rows), lambda: message_template(sample, rows))
+            except (NoTemplate, ValueError) as exc:
+                raise Unfit from exc
+            if rows == 1:
+                work.kind.log_of_one = filling
         return work.kind.log_schema, filling.fill(self._values(filling, matrix, outputs, time_ms, elapsed_ns))
 
     def arrow_reply(
@@ -378,12 +386,13 @@ class FastPath:
     ) -> dict[Slot, list[bytes]]:
         """Return the texts of the columns that differ between rows; raises `Unfit` for numbers JSON has no text for."""
         columns: dict[Slot, list[bytes]] = {}
-        if "in" in template.slots:
+        slots = template.slots
+        if "in" in slots:
             if pieces is None:
                 raise Unfit
             columns["in"] = pieces
         for slot, output in zip(self._output_slots, outputs, strict=True):
-            if slot in template.slots:
+            if slot in slots:
                 texts = row_texts(output)
                 if texts is None:
                     raise Unfit

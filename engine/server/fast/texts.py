@@ -16,6 +16,10 @@ FEW = 24
 
 def number_texts(values: np.ndarray[Any, Any]) -> list[bytes] | None:
     """Return the text of each number of a flat array; None when one of them has none (NaN, infinities)."""
+    if len(values) == 1:
+        one = values[0]
+        text = _encode(float(str(one)) if values.dtype.char in "ef" else one.item())
+        return None if text == b"null" else [text]
     if values.dtype.char in "ef":
         if len(values) <= FEW or values.dtype.char == "e":
             plain = [float(str(value)) for value in values]
@@ -23,9 +27,6 @@ def number_texts(values: np.ndarray[Any, Any]) -> list[bytes] | None:
             plain = cols.numbers(cols.shortest_doubles(cols.numeric_array(values))).tolist()
     else:
         plain = values.tolist()
-    if len(plain) == 1:
-        text = _encode(plain[0])
-        return None if text == b"null" else [text]
     joined = _encode(plain)
     if b"n" in joined:
         return None

@@ -27,8 +27,7 @@ class Loop:
     def request(self, pause_ns: int = 0) -> None:
         """A request comes after a pause, and is answered at once."""
         self.now_ns += pause_ns
-        self.poll.arrived(self.now_ns)
-        self.poll.answered(self.now_ns)
+        self.poll.answered(self.now_ns, self.now_ns)
 
     def turns(self) -> int:
         """Go on until the loop would sleep; returns after how many turns."""
