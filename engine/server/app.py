@@ -134,6 +134,8 @@ class EngineApp:
             note = self._decide(head, generation)
         if type(note) is Route:
             note.lane.submit(Ticket(connection, note, body))
+            if len(self.listener.connections) == 1:
+                self.desk.end_turn()  # nobody else can have a request for this turn
         elif type(note) is Page:
             note.render(connection, head, bytes(body))
         else:
