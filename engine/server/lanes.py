@@ -183,7 +183,7 @@ class Lane:
         assert matrix is not None  # noqa: S101 - work that is to run has been read
         started = time.perf_counter_ns()
         try:
-            outputs = fast.run(matrix)
+            outputs = fast.run_one(matrix) if work.rows == 1 else fast.run(matrix)
         except Unfit:
             for ticket in group:
                 self._plain(ticket)

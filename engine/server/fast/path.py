@@ -109,6 +109,9 @@ class FastPath:
         self.outputs = [output.name for output in model.outputs]
         self._output_slots = [f"out.{name}" for name in self.outputs]
         self._log_limit_bytes = log_limit_bytes
+        self._bound: Any = None
+        self._bound_outputs: list[Tensor] = []
+        self._may_bind = self.width * self.dtype.itemsize <= SMALL_BYTES
         self._form = flatten.Form(b"[{", b"", b"}]")
         self._json = Kind(None)
         self._arrow: list[Kind] = []
@@ -178,19 +181,42 @@ class FastPath:
         """Whether a JSON request went through the plain path, so that templates can be made."""
         return self._json.sample is not None
 
+    def run_one(self, matrix: Tensor) -> list[Tensor]:
+        """Do what `run` does for one row, for the event loop's thread alone; the next run overwrites the outputs."""
+        bound = self._bound
+        if bound is None:
+            values = self._infer(matrix)
+            outputs = self._flat(values, 1)
+            if self._may_bind and sum(output.nbytes for output in outputs) <= SMALL_BYTES:
+                self._bound = self.model.bind_row(values)
+                self._bound_outputs = self._flat(self._bound.outputs, 1)
+            return outputs
+        try:
+            bound.run(matrix[0])
+        except InferenceFailure as exc:
+            # An input that the model does not take, or outputs whose size hangs on the input.
+            self._bound, self._may_bind = None, False
+            raise Unfit from exc
+        return self._bound_outputs
+
     def run(self, matrix: Tensor) -> list[Tensor]:
         """Infer on a matrix; raises `Unfit` when the outputs are not what templates hold.
 
         Whoever asks tells the model's `on_run` of it.
         """
-        rows = len(matrix)
+        return self._flat(self._infer(matrix), len(matrix))
+
+    def _infer(self, matrix: Tensor) -> list[Any]:
         ready = matrix if matrix.dtype is self.dtype else matrix.astype(self.dtype)
         if not self._is_flat:
-            ready = ready.reshape(rows, *self.row_shape)
+            ready = ready.reshape(len(matrix), *self.row_shape)
         try:
-            values = self.model.infer({self.input_name: ready})
+            values: list[Any] = self.model.infer({self.input_name: ready})
         except InferenceFailure as exc:
             raise Unfit from exc
+        return values
+
+    def _flat(self, values: list[Any], rows: int) -> list[Tensor]:
         outputs = []
         for value, (dtype, width) in zip(values, self._output_kinds, strict=True):
             if (

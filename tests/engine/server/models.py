@@ -66,6 +66,24 @@ def over_the_batch(path: Path, width: int = 3) -> Path:
     )
 
 
+def largest(path: Path, width: int = 3) -> Path:
+    """A model whose output grows with the input: as many of the largest numbers as are positive, and one."""
+    nodes = [
+        helper.make_node("Greater", ["x", "zero"], ["positive"]),
+        helper.make_node("Cast", ["positive"], ["ones"], to=INT64),
+        helper.make_node("ReduceSum", ["ones"], ["positives"], keepdims=0),
+        helper.make_node("Add", ["positives", "one"], ["count"]),
+        helper.make_node("TopK", ["x", "count"], ["y", "places"], axis=1),
+    ]
+    return save(
+        path,
+        nodes,
+        [helper.make_tensor_value_info("x", FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("y", FLOAT, ["batch", "count"])],
+        [numpy_helper.from_array(np.zeros(1, "f4"), "zero"), numpy_helper.from_array(np.array([1], "i8"), "one")],
+    )
+
+
 def slow(path: Path, rounds: int = 40, size: int = 700) -> Path:
     """A model that takes tens of milliseconds."""
     weight = (np.random.default_rng(0).normal(0, size**-0.5, (size, size))).astype("f4")

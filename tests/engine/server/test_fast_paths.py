@@ -124,6 +124,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         "wide": models.linear(folder / "wide.onnx", outputs=4),
         "double": models.linear(folder / "double.onnx", kind=models.DOUBLE),
         "mixing": models.over_the_batch(folder / "mixing.onnx"),
+        "largest": models.largest(folder / "largest.onnx"),
     }
     bench = Bench(models.document(folder, made))
     yield bench
@@ -367,6 +368,18 @@ def test_nulls_and_ragged_rows_in_arrow_are_refused_after_good_ones_were_seen(be
         (reply,) = bench.ask("one", [sink.getvalue()], ARROW, ARROW)
 
         assert reply.status == 400
+
+
+def test_each_row_has_its_own_outputs_also_when_their_number_changes(bench: Bench) -> None:
+    for pipeline, rows in (
+        ("one", [[1.0, 2.0, 3.0], [1e300, -1e300, 0.0], [4.0, 5.0, 6.0], [1.0, 2.0, 3.0]]),
+        ("largest", [[0.0, 0.0, 0.0], [1.0, -1.0, 0.0], [-1.0, -2.0, -3.0], [1.0, 2.0, -3.0], [3.0, -2.0, 0.5]]),
+    ):
+        for row in rows:
+            body = json.dumps([{"tensor": row}]).encode()
+            (client,) = bench.ask(pipeline, [body])
+            assert client.status == 200
+            same_json(client.body, bench.plain(pipeline, body).body)
 
 
 def test_nan_in_arrow_stays_nan_in_arrow(bench: Bench) -> None:
