@@ -42,6 +42,11 @@ FULL_S = 5.0
 """How long connections wait for an engine that takes none at the moment before they are served without it."""
 _READ_BYTES = 64 * 1024
 _ACCEPTS_AT_ONCE = 64
+_BROKE_OFF = (
+    b"502 Bad Gateway",
+    failure_body("The engine ended before it answered; send the request again.", 502, None),
+)
+_UNDEPLOYED = b"404 Not Found", failure_body("Deployment not found", 404, None, "platform")
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -77,6 +82,8 @@ class Front:
         self._loop = asyncio.get_running_loop()
         self._gateways: dict[str, GatewaySide] = {}
         self._held = Held(self._rescue)
+        self._served: dict[str, str] = {}
+        """The deployment that an engine answers for, by its socket path."""
         self._undecided: dict[socket.socket, tuple[bytearray, asyncio.TimerHandle]] = {}
         self._waiting: dict[str, _Waiting] = {}
         """By the engine's socket path: whom it has no room for at the moment."""
@@ -179,6 +186,7 @@ class Front:
             path = target.sockets[target.turns % len(target.sockets)]
             target.turns += 1
             if self._gateway(path).hand_over(sock.fileno(), received):
+                self._served[path] = deployment
                 self._held.keep(path, sock)
                 return True
             if not self._gateway(path).is_full:
@@ -261,8 +269,8 @@ class Front:
         self._held.forget_twin(sock)
         self.receive(sock, received, IDLE_S)
 
-    def _rescue(self, sock: socket.socket, is_waiting: bool) -> None:
-        """Look after a client whose engine is gone."""
+    def _rescue(self, path: str, sock: socket.socket, is_waiting: bool) -> None:
+        """Look after a client of the engine at `path`, which is gone."""
         try:
             unread = sock.recv(512, socket.MSG_PEEK)
             is_next_request = deployment_asked(unread) not in (OTHER, None)
@@ -277,12 +285,11 @@ class Front:
         if is_next_request:  # nobody has read of it yet: it is served as if it came only now
             self.receive(sock, b"", IDLE_S)
             return
-        message = "The engine ended before it answered; send the request again."
-        body = failure_body(message, 502, None)
+        status, body = _BROKE_OFF if self._table.find(self._served.get(path, "")) else _UNDEPLOYED
         with contextlib.suppress(OSError):
             sock.send(
-                b"HTTP/1.1 502 Bad Gateway\r\ncontent-type: application/json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%b" % (len(body), body)
+                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n%b" % (status, len(body), body)
             )
             sock.shutdown(socket.SHUT_WR)
         timer = self._loop.call_later(FIRST_BYTES_S, self._give_up, sock)
@@ -304,6 +311,7 @@ class Front:
         for path in [path for path, gateway in self._gateways.items() if path not in alive]:
             if not self._gateways[path].is_connected:
                 del self._gateways[path]
+                self._served.pop(path, None)
 
     # What uvicorn asks of a server.
 

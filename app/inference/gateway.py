@@ -92,6 +92,8 @@ class Gateway:
             tried.add(target)
             self._table.mark_down(target)
         if failure and tried:
+            if await self._table.is_gone(deployment):
+                raise not_found()
             raise BadGateway("The engine ended before it answered; send the request again.", cause=failure)
         why = f": {route.reason}" if route.reason else "; it is starting, or scaled to none."
         raise Unavailable(f"The resources required to run this request are not available{why}")

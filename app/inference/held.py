@@ -27,7 +27,7 @@ _Ends = tuple[object, object]
 class Held:
     """Connections that engines serve, by the engine's socket path."""
 
-    def __init__(self, rescue: Callable[[socket.socket, bool], None]) -> None:
+    def __init__(self, rescue: Callable[[str, socket.socket, bool], None]) -> None:
         self._rescue = rescue
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
@@ -61,7 +61,7 @@ class Held:
         """Look after the clients of an engine that is gone."""
         for descriptor in [fd for fd, (held_by, _, _) in self._by_fd.items() if held_by == path]:
             sock = self._drop(descriptor, close=False)
-            self._rescue(sock, is_waiting(sock))
+            self._rescue(path, sock, is_waiting(sock))
 
     def close(self) -> None:
         """Let go of everything; the engines go on serving."""

@@ -74,6 +74,7 @@ class RoutingTable:
         self._context = context
         self._routes: dict[int, Route] = {}
         self._on_change: list[Callable[[], None]] = []
+        self._loading = asyncio.Lock()
         self.is_loaded = False
 
     def find(self, name: str) -> Route | None:
@@ -96,8 +97,21 @@ class RoutingTable:
         """Have `call` told whenever routes may have changed."""
         self._on_change.append(call)
 
+    async def is_gone(self, name: str) -> bool:
+        """Say whether a deployment has been undeployed, of which the table may not have heard yet."""
+        try:
+            await self.load()
+        except (DBAPIError, PoolTimeout) as exc:
+            if not is_away(exc):
+                raise
+        return self.find(name) is None
+
     async def load(self) -> None:
         """Read all routes from the database."""
+        async with self._loading:
+            await self._load()
+
+    async def _load(self) -> None:
         async with self._context.sessions() as session:
             rows = await session.execute(
                 select(

@@ -275,6 +275,20 @@ async def test_whoever_waits_on_an_engine_that_dies_is_told_502(door: Door) -> N
     writer.close()
 
 
+async def test_whoever_waits_on_an_engine_that_was_undeployed_is_told_404(door: Door, context: Context) -> None:
+    port, engine, _ = door
+    reader, writer = await opened(port)
+    writer.write(HEAD + b"[]")
+    sock, _ = await engine.connection()
+    sock.close()
+    routes_of(context)._routes = {}
+
+    engine.die()
+
+    assert (await answer(reader)).startswith(b"HTTP/1.1 404 Not Found")
+    writer.close()
+
+
 async def test_who_does_not_wait_on_an_engine_that_dies_notices_nothing(door: Door) -> None:
     port, engine, _ = door
     reader, writer = await opened(port)

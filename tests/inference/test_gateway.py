@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from app.deployments import observed
 from app.deployments.plan import Phase, Replica, ReplicaPhase
@@ -216,6 +217,19 @@ async def test_when_every_engine_breaks_off_it_is_502(ann: httpx.AsyncClient, up
         "error": "The engine ended before it answered; send the request again.",
         "source": "engine",
     }
+
+
+async def test_what_breaks_off_because_it_was_undeployed_is_404(
+    ann: httpx.AsyncClient, context: Context, upstream: Any, deployed: Any
+) -> None:
+    breaks = await upstream()
+    breaks.answer = lambda head, body: None
+    url = await deployed(breaks.port)
+    async with context.sessions() as session:  # the routing table has not heard of it yet
+        await session.execute(update(Deployment).values(deployed=False))
+        await session.commit()
+
+    assert (await ann.post(url, content=b"[]")).status_code == 404
 
 
 async def test_an_engine_that_breaks_off_in_the_middle_is_no_whole_answer(upstream: Any) -> None:
