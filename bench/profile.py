@@ -60,6 +60,14 @@ class Case:
     log: bool = True
 
 
+_WIDTHS = {"forest": FOREST_WIDTH, "image": 3 * 224 * 224}
+_MODELS = {
+    "dense": models.dense,
+    "boosted": lambda path: models.trees(path, models.WIDTH, count=32, depth=3),
+    "forest": lambda path: models.trees(path, FOREST_WIDTH, count=60, depth=6),
+    "image": models.convolutions,
+}
+
 UNLOGGED = Case("Arrow, 1,000 rows, no log", "dense", "arrow", 1000, OUTPUTS, 16, log=False)
 LOGGED = Case("Arrow, 1,000 rows", "dense", "arrow", 1000, OUTPUTS, 16)
 CASES = (
@@ -70,6 +78,7 @@ CASES = (
     LOGGED,
     Case("the same, boosted trees", "boosted", "arrow", 1000, OUTPUTS, 16),
     Case("the same, forest", "forest", "forest", 1000, OUTPUTS, 16),
+    Case("Arrow, 1 image", "image", "arrow", 1, OUTPUTS, 4),
 )
 
 
@@ -105,13 +114,9 @@ def stacks(lines: Iterable[str]) -> Iterator[list[tuple[str, str]]]:
 
 def look_into(case: Case, work: Path, seconds: float, tokens: Tokens) -> tuple[Result, Counter[str]]:
     """Load an engine as the case says; returns what the load saw, and samples by kind."""
-    width = FOREST_WIDTH if case.model == "forest" else models.WIDTH
+    width = _WIDTHS.get(case.model, models.WIDTH)
     model = work / f"{case.model}.onnx"
-    if case.model == "dense":
-        models.dense(model)
-    else:
-        many, depth = (32, 3) if case.model == "boosted" else (60, 6)
-        models.trees(model, width, count=many, depth=depth)
+    _MODELS[case.model](model)
     write = models.records_body if case.form == "records" else models.arrow_body
     kind = {"Content-Type": RECORDS} if case.form == "records" else {"Content-Type": ARROW, "Accept": ARROW}
     body, probe = work / "body", work / "probe"
