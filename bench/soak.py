@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -396,6 +397,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--work", type=Path, help="an empty folder for the server's home; made and removed if not given"
     )
+    parser.add_argument("--out", type=Path, help="where to write a section for docs/performance.md")
     options: Any = parser.parse_args(arguments)
     if not load.have_wrk():
         raise SystemExit("The soak needs wrk (apt-get install wrk).")
@@ -410,13 +412,16 @@ def main(arguments: list[str] | None = None) -> None:
         stack.callback(soak.instance.stop_everything)
         soak.start()
         soak.run(options.seconds)
-        print(soak.summary())
+        lines = soak.summary().splitlines()
         wrong = soak.verdict()
-    for line in wrong:
-        print(f"WRONG: {line}")
+    lines += [f"WRONG: {line}" for line in wrong] or ["nothing grew, nobody was harmed"]
+    print(*lines, sep="\n")
+    if options.out is not None:
+        title = f"## Soak\n\nWritten by `python -m bench.soak`: {options.seconds:g} s of full load on a whole server, "
+        title += f"{datetime.datetime.now(datetime.UTC).date()}."
+        options.out.write_text("\n".join([title, "", *(f"- {line}" for line in lines)]) + "\n")
     if wrong:
         sys.exit(1)
-    print("nothing grew, nobody was harmed")
 
 
 if __name__ == "__main__":

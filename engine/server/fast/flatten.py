@@ -91,29 +91,28 @@ def join(pieces: Sequence[bytes], width: int) -> Matrix | None:
 
 def many(body: bytes | bytearray, field: str, width: int) -> Matrix | None:
     """Read a list of records of just `field`, each `width` numbers; None when it is anything else."""
-    records: Any = None
-    each: Any = None
-    cells: Any = None
+    document: Any = None
+    records: list[Any] = []
+    lists: list[Any] = []
     parts: list[Any] = []
     try:
-        records = _parser.parse(body)
-        if type(records) is not simdjson.Array:
+        document = _parser.parse(body)
+        if type(document) is not simdjson.Array:
             return None
-        rows = len(records)
-        if np.count_nonzero(np.frombuffer(body, np.uint8) == _BRACKET) != rows + 1:
+        records = list(document)
+        if np.count_nonzero(np.frombuffer(body, np.uint8) == _BRACKET) != len(records) + 1:
             return None
-        for each in records:
-            if len(each) != 1:
-                return None
-            cells = each[field]
-            if len(cells) != width:
-                return None
-            parts.append(cells.as_buffer(of_type="d"))
-        return np.frombuffer(b"".join(parts), np.float64).reshape(rows, width)
+        if set(map(len, records)) != {1}:
+            return None
+        lists = [record[field] for record in records]
+        if set(map(len, lists)) != {width}:
+            return None
+        parts = [each.as_buffer(of_type="d") for each in lists]
+        return np.frombuffer(b"".join(parts), np.float64).reshape(len(parts), width)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError):
         return None
     finally:
-        del records, each, cells, parts
+        del document, records, lists, parts  # the parser refuses to read again while its last document is held
 
 
 def row_pieces(body: bytes | bytearray, form: Form, rows: int) -> list[bytes] | None:
