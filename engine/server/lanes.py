@@ -226,39 +226,52 @@ class Lane:
 
     def _start_runs(self) -> None:
         fast = self.fast
-        while fast is not None and self._queued and self._running < self.desk.threads and self._is_ripe():
-            limit = self._rows_to_a_run()
-            group: list[Ticket] = []
-            rows = 0
-            while self._queued:
-                ticket = self._queued[0]
-                if group and (rows + ticket.rows > limit or not _alike(group[0], ticket)):
-                    break
-                self._queued.popleft()
-                self._queued_rows -= ticket.rows
-                if ticket.is_awaited:
-                    group.append(ticket)
-                    rows += ticket.rows
-                else:
-                    self.desk.depth -= 1
-            if group:
-                self._running += 1
-                if self.desk.threads == 1 and self.cost.of(rows) <= ON_LOOP_NS:
-                    self.desk.next_turn(self._run_on_loop, fast, group)
-                    continue
-                future = self.desk.pool.submit(self._run_group, fast, group)
-                future.add_done_callback(
-                    lambda done, group=group: self.desk.call_soon(self._group_done, group, done)  # type: ignore[misc]
-                )
+        while fast is not None and self._running < self.desk.threads and (group := self._next_group()):
+            self._running += 1
+            if self.desk.threads == 1 and self._cost_of(group) <= ON_LOOP_NS:
+                self.desk.next_turn(self._run_on_loop, fast, group)
+                continue
+            future = self.desk.pool.submit(self._run_group, fast, group)
+            future.add_done_callback(
+                lambda done, group=group: self.desk.call_soon(self._ended_in_thread, group, done)  # type: ignore[misc]
+            )
+
+    def _next_group(self) -> list[Ticket]:
+        """Take from the queue what is to run together now."""
+        group: list[Ticket] = []
+        rows = 0
+        limit = self._rows_to_a_run() if self._queued and self._is_ripe() else 0
+        while limit and self._queued:
+            ticket = self._queued[0]
+            if group and (rows + ticket.rows > limit or not _alike(group[0], ticket)):
+                break
+            self._queued.popleft()
+            self._queued_rows -= ticket.rows
+            if ticket.is_awaited:
+                group.append(ticket)
+                rows += ticket.rows
+            else:
+                self.desk.depth -= 1
+        return group
+
+    def _cost_of(self, group: list[Ticket]) -> float:
+        return self.cost.of(sum(ticket.rows for ticket in group))
 
     def _run_on_loop(self, fast: FastPath, group: list[Ticket]) -> None:
-        done: Future[Run | None] = Future()
-        try:
-            done.set_result(self._run_group(fast, group))
-        except Exception as exc:
-            # As in a thread: a bug must not cost the requests of others.
-            done.set_exception(exc)
-        self._group_done(group, done)
+        """Run a group, and as many more as a turn has time for."""
+        end_ns = time.perf_counter_ns() + ON_LOOP_NS
+        while group:
+            done: Future[Run | None] = Future()
+            try:
+                done.set_result(self._run_group(fast, group))
+            except Exception as exc:
+                # As in a thread: a bug must not cost the requests of others.
+                done.set_exception(exc)
+            self._ended(group, done)
+            has_time = self._queued and time.perf_counter_ns() + self.cost.of(self._queued[0].rows) <= end_ns
+            group = self._next_group() if has_time else []
+            self._running += bool(group)
+        self._start_runs()
 
     def _run_group(self, fast: FastPath, group: list[Ticket]) -> Run | None:
         """Run a group; None leaves it to the plain path."""
@@ -280,7 +293,11 @@ class Lane:
             return None
         return Run(work, work.matrix, outputs, started, time.perf_counter_ns())
 
-    def _group_done(self, group: list[Ticket], done: Future[Any]) -> None:
+    def _ended_in_thread(self, group: list[Ticket], done: Future[Any]) -> None:
+        self._ended(group, done)
+        self._start_runs()
+
+    def _ended(self, group: list[Ticket], done: Future[Any]) -> None:
         self._running -= 1
         self.desk.depth -= len(group)
         ran = done.result() if done.exception() is None else None
@@ -291,7 +308,6 @@ class Lane:
                 self._plain(ticket)
         else:
             self._finish(self.fast, group, ran)
-        self._start_runs()
 
     # Replies of the fast path.
 
