@@ -47,7 +47,9 @@ class Gateway:
         if route is None:
             if not self._table.is_loaded:
                 raise Unavailable("The server is starting; try again in a moment.")
-            raise not_found()
+            # It may have been deployed so short a time ago that the table has not heard of it.
+            if await self._table.is_gone(deployment) or (route := self._table.find(deployment)) is None:
+                raise not_found()
         head, body = await _outgoing(request)
         answer, target = await self._ask(deployment, route, head, body)
         headers = [(n.lower(), v) for n, v in answer.headers if n.lower() not in _OWN or n.lower() == b"content-length"]

@@ -26,6 +26,9 @@ PART = "routes"
 """Under this name `Context.parts` holds the process's `RoutingTable`."""
 
 POLL_S = 5.0
+GONE_S = 1.0
+"""How long a deployment that was looked up and found off is not looked up again."""
+_GONE_KEPT = 10_000
 DOWN_S = 2.0
 """How long a replica that did not answer is left alone, unless something new is seen of it before."""
 
@@ -75,6 +78,7 @@ class RoutingTable:
         self._routes: dict[int, Route] = {}
         self._on_change: list[Callable[[], None]] = []
         self._loading = asyncio.Lock()
+        self._gone_at: dict[str, float] = {}
         self.is_loaded = False
 
     def find(self, name: str) -> Route | None:
@@ -98,13 +102,24 @@ class RoutingTable:
         self._on_change.append(call)
 
     async def is_gone(self, name: str) -> bool:
-        """Say whether a deployment has been undeployed, of which the table may not have heard yet."""
+        """Say whether a deployment is off, looking it up anew: the table hears of changes a moment later.
+
+        Whoever asks for one that is off again and again is not looked up each time.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._gone_at.get(name, -GONE_S) < GONE_S:
+            return self.find(name) is None
         try:
             await self.load()
         except (DBAPIError, PoolTimeout) as exc:
             if not is_away(exc):
                 raise
-        return self.find(name) is None
+        if self.find(name) is not None:
+            return False
+        if len(self._gone_at) >= _GONE_KEPT:
+            self._gone_at.clear()
+        self._gone_at[name] = now
+        return True
 
     async def load(self) -> None:
         """Read all routes from the database."""

@@ -232,6 +232,16 @@ async def test_what_breaks_off_because_it_was_undeployed_is_404(
     assert (await ann.post(url, content=b"[]")).status_code == 404
 
 
+async def test_what_was_deployed_a_moment_ago_is_found(
+    ann: httpx.AsyncClient, context: Context, upstream: Any, deployed: Any
+) -> None:
+    engine = await upstream()
+    url = await deployed(engine.port)
+    routes_of(context)._routes = {}  # it has not heard of it yet
+
+    assert (await ann.post(url, content=b"[]")).status_code == 200
+
+
 async def test_an_engine_that_breaks_off_in_the_middle_is_no_whole_answer(upstream: Any) -> None:
     engine = await upstream()
     engine.answer = lambda head, body: b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"
