@@ -35,6 +35,7 @@ _WORKER_GONE = "The worker that ran it was stopped."
 
 async def work(context: Context) -> None:
     """Carry out runs as they fall due, as many at once as there are slots, until cancelled."""
+    await clear_ended(context)
     wake = context.events.subscribe(service.TOPIC)
     carried: dict[uuid.UUID, tuple[asyncio.Task[None], asyncio.Event]] = {}
     try:
@@ -200,6 +201,16 @@ async def end(
             min(_FIRST_PAUSE_S * 2 ** min(task.failures, 10), _LONGEST_PAUSE_S) if task.failures else _FIRST_PAUSE_S
         )
         task.next_run_at = now + timedelta(seconds=pause_s)
+
+
+async def clear_ended(context: Context) -> None:
+    """Remove what is left of runs whose worker was killed after it had written down how they ended."""
+    folders = {path.name for path in (context.settings.run_dir / "tasks").glob("*")}
+    async with context.sessions() as session:
+        going = await session.scalars(select(TaskRun.id).where(TaskRun.status.in_(service.UNFINISHED)))
+        over = folders - {str(key) for key in going}
+    for name in over:
+        await runtime_of(context).clean(name)
 
 
 async def bury_lost(context: Context, own: set[uuid.UUID]) -> None:

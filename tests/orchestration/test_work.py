@@ -44,6 +44,7 @@ class FakeTasks:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.cleaned: list[str] = []
         self.status = "success"
         self.until: asyncio.Event | None = None
 
@@ -59,7 +60,7 @@ class FakeTasks:
         return Outcome(self.status, "as it was told")
 
     async def clean(self, run_id: str) -> None:
-        pass
+        self.cleaned.append(run_id)
 
 
 @pytest.fixture
@@ -320,6 +321,22 @@ async def test_a_worker_that_is_stopped_writes_its_runs_down_as_failed(committed
 
     [run] = await rows_of(committed, key)
     assert (run.status, run.reason) == ("failure", "The worker that ran it was stopped.")
+
+
+async def test_what_a_killed_worker_left_of_ended_runs_is_removed_when_one_starts(
+    committed: Context, fake: FakeTasks
+) -> None:
+    orch = await bundle(committed)
+    ended, going = await task(committed, orch), await task(committed, orch)
+    [over], [on] = await rows_of(committed, ended), await rows_of(committed, going)
+    async with committed.sessions.begin() as session:
+        (await session.get_one(TaskRun, over.id)).status = "success"
+    for key in (over.id, on.id):
+        (committed.settings.run_dir / "tasks" / str(key)).mkdir(parents=True)
+
+    await runs.clear_ended(committed)
+
+    assert fake.cleaned == [str(over.id)]
 
 
 async def test_two_workers_never_carry_the_same_run(committed: Context, fake: FakeTasks) -> None:
