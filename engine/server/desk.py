@@ -98,6 +98,7 @@ class Desk:
         self._replies: list[Reply] = []
         self._later: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._scheduled = False
+        self._in_turn = False
         self._busy_poll = BusyPoll(loop, lambda: self.depth > 0)
 
     @property
@@ -142,8 +143,9 @@ class Desk:
         )
 
     def end_turn(self) -> None:
-        """Work on what has arrived so far, now; must not be called from within a turn."""
-        self._turn()
+        """Work on what has arrived so far, now; within a turn, after it."""
+        if not self._in_turn:
+            self._turn()
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -151,11 +153,11 @@ class Desk:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._scheduled = True  # what comes up meanwhile is looked at below, or in a turn of its own
+        self._scheduled = self._in_turn = True  # what comes up meanwhile has a turn of its own
         try:
             self._work_and_reply()
         finally:
-            self._scheduled = False
+            self._scheduled = self._in_turn = False
             if self._lanes or self._replies:
                 self._schedule()
 
