@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from app.errors import Unavailable
+from app.errors import AppError, Unavailable
 from app.inference.errors import BadGateway, GatewayTimeout, not_found
 from app.inference.routing import Route, RoutingTable, Target, routes_of
 from app.inference.upstream import Answer, Broken, Link, Pool, Unreachable
@@ -83,7 +83,7 @@ class Gateway:
                 if not isinstance(body, bytes):
                     target.busy -= 1
                     self._table.mark_down(target)
-                    raise BadGateway("The engine ended before it answered; send the request again.") from exc
+                    raise await self._broken_off(deployment, failure) from exc
             except TimeoutError as exc:
                 target.busy -= 1
                 raise GatewayTimeout("The engine did not answer in time.") from exc
@@ -94,11 +94,15 @@ class Gateway:
             tried.add(target)
             self._table.mark_down(target)
         if failure and tried:
-            if await self._table.is_gone(deployment):
-                raise not_found()
-            raise BadGateway("The engine ended before it answered; send the request again.", cause=failure)
+            raise await self._broken_off(deployment, failure)
         why = f": {route.reason}" if route.reason else "; it is starting, or scaled to none."
         raise Unavailable(f"The resources required to run this request are not available{why}")
+
+    async def _broken_off(self, deployment: str, cause: str) -> AppError:
+        """Return the error for a request whose engine ended: the deployment may have been undeployed meanwhile."""
+        if await self._table.is_gone(deployment):
+            return not_found()
+        return BadGateway("The engine ended before it answered; send the request again.", cause=cause)
 
     async def _exchange(self, target: Target, head: bytes, body: bytes | AsyncIterator[bytes]) -> Answer:
         link = await self._pool.link(target.host, target.port)

@@ -89,17 +89,7 @@ def store(folder: Path, manifest: Manifest, reserve: Path | None = None) -> None
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that it is there whole, or not at all, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    _swap(path, content, "wb")
 
 
 def write_over(reserve: Path, path: Path, content: bytes) -> None:
@@ -107,16 +97,24 @@ def write_over(reserve: Path, path: Path, content: bytes) -> None:
 
     Raises `FileNotFoundError` when it is not there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    reserve.replace(temporary)
+    reserve.replace(_temporary(path))
+    _swap(path, content, "r+b")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _swap(path: Path, content: bytes | memoryview, mode: Literal["wb", "r+b"]) -> None:
+    temporary = _temporary(path)
     try:
-        with temporary.open("r+b") as file:
+        with temporary.open(mode) as file:
             file.write(content)
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # whatever happened, nothing half-written stays
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -108,7 +108,7 @@ def cool(folder: Path, loaded: Manifest, entry: Segment) -> Rewritten:
         for run in _runs(folder, loaded, entry):
             made.append(_write_parquet(folder, loaded, entry, run))
             _check_same(folder, loaded, entry, made[-1])
-    except BaseException as exc:
+    except BaseException as exc:  # whatever happened, nothing half-made stays
         for segment in made:
             (folder / segment.file).unlink(missing_ok=True)
             (folder / segment.index).unlink(missing_ok=True)
