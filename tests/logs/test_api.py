@@ -626,7 +626,7 @@ async def test_an_engines_token_appends_to_its_workspace_alone(
     assert await status(token) == 200
     assert await status(foreign) == 404
     assert await status(access_token(context, 999_999_999)) == 404
-    assert await status(token[:-2] + "0=") == 401
+    assert await status(token[:40] + ("A" if token[40] != "A" else "B") + token[41:]) == 401
     assert await status("ünicode") == 401
     reading = await nobody.get("/v1/logs/topics", headers={"authorization": f"Bearer {token}"})
     assert reading.status_code == 401
