@@ -285,14 +285,17 @@ class Runner:
             if hard == resource.RLIM_INFINITY or limit < hard:
                 resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
 
-    def _reap(self) -> None:
-        with contextlib.suppress(ChildProcessError):
+    def _reap(self) -> bool:
+        """Take note of who has ended; return whether nobody is left, which the kernel knows better than `/proc`."""
+        try:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
-                    return
+                    return False
                 if pid == self.child.pid:
                     self.status = status
+        except ChildProcessError:
+            return True
 
     def _look(self, deadline: float | None, now: float) -> None:
         if self.stop_reason is not None:
@@ -326,14 +329,14 @@ class Runner:
     def _kill_all(self) -> None:
         """Kill whatever is left of the task, however fast it multiplies."""
         for _ in range(200):
+            is_alone = self._reap()
             pids = set(descendants(os.getpid())) | set(self.cage.inmates())
-            if not pids:
+            if is_alone and not pids:
                 return
             for wanted in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, wanted)
-            self._reap()
             time.sleep(0.005)
 
     def _result(self, code: int, elapsed_s: float) -> dict[str, Any]:
