@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from engine.contract.failures import InferenceFailure
 from engine.runtime import formats
@@ -25,6 +26,7 @@ from engine.runtime.engine import Engine, InferReply, InferRequest
 from engine.server.commit import FAILURES, RecordsLost
 from engine.server.desk import Desk, Ticket
 from engine.server.fast.path import FastPath, Unfit, Work, constants, now_ms
+from engine.server.fast.texts import row_array, row_texts
 from engine.server.metrics import ROW_BOUNDS, Counter, labels
 from engine.server.sharing import Batching, Cost, fast_model, rows_are_alone, wanted_batching
 
@@ -283,7 +285,7 @@ class Lane:
         elif len(group) > 1:
             works = [ticket.work for ticket in group if ticket.work is not None]
             matrices = [each.matrix for each in works if each.matrix is not None]
-            pieces = [piece for each in works for piece in each.pieces] if work.pieces is not None else None  # type: ignore[union-attr]
+            pieces = pa.concat_arrays([each.pieces for each in works]) if work.pieces is not None else None
             work = Work(np.concatenate(matrices), sum(each.rows for each in works), work.kind, pieces)
         assert work.matrix is not None  # noqa: S101 - json_work reads it
         started = time.perf_counter_ns()
@@ -363,17 +365,16 @@ class Lane:
             template = fast.row_template(work.kind, selection)
             if template is None:
                 raise Unfit
-            return [template.render_one(time_ms, elapsed, fast.json_columns(template, work.pieces, outputs))]
+            return [template.render_one(time_ms, elapsed, fast.json_columns(template, work.pieces, outputs, row_texts))]
         constant = constants(time_ms, elapsed)
         if len(group) == 1 or all(ticket.route.selection is selection for ticket in group):
             template = fast.row_template(work.kind, selection)
             if template is None:
                 raise Unfit
-            columns = fast.json_columns(template, work.pieces, outputs)
             if len(group) == 1:
-                return [template.render(constant, columns)]
+                return [template.render(constant, fast.json_columns(template, work.pieces, outputs, row_array))]
             if work.rows == len(group):
-                return template.render_each(constant, columns)
+                return template.render_each(constant, fast.json_columns(template, work.pieces, outputs, row_texts))
         bodies = []
         row = 0
         for ticket in group:
@@ -382,8 +383,12 @@ class Lane:
             if template is None:
                 raise Unfit
             pieces = work.pieces[row : row + rows] if work.pieces is not None else None
-            columns = fast.json_columns(template, pieces, [output[row : row + rows] for output in outputs])
-            bodies.append(template.render(constant, columns))
+            part = [output[row : row + rows] for output in outputs]
+            if rows == 1:
+                columns = fast.json_columns(template, pieces, part, row_texts)
+                bodies.append(template.render_one(time_ms, elapsed, columns))
+            else:
+                bodies.append(template.render(constant, fast.json_columns(template, pieces, part, row_array)))
             row += rows
         return bodies
 

@@ -5,7 +5,10 @@ as one array of arrays, which simdjson reads at once. That this is exact: no pie
 simdjson accepts nothing but numbers in a list, so a piece is numbers and commas and nothing else; pieces of different
 requests cannot run into each other.
 
-Many records: simdjson reads the body as it is, and each list is copied out of its tape.
+Many records: what stands between the numbers of two rows must be the same bytes everywhere and take every bracket of
+the body with it. It is replaced by a mark, a number that nobody uses, and simdjson reads one long array. There are as
+many marks among its numbers as rows only if none is a client's; if each is where a row should end, all rows have the
+right width.
 
 Every list must have exactly the width that the model wants. Whatever fails one of these tests is left to the plain
 path, which says what is wrong with it.
@@ -18,13 +21,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import simdjson
+
+from engine.contract import kernels
 
 _START = re.compile(rb'[ \t\r\n]*\[[ \t\r\n]*\{[ \t\r\n]*("[^"\\\x00-\x1f]*")[ \t\r\n]*:[ \t\r\n]*\[')
 _END = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\][ \t\r\n]*\Z")
 _BETWEEN = rb"\][ \t\r\n]*\}[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*%b[ \t\r\n]*:[ \t\r\n]*(?=\[)"
 _TAIL_BYTES = 64
 _BRACKET = ord("[")
+_MARK = -9.25e307
+_MARK_TEXT = b",-9.25e307,"
+_FAR = 2**31 - 1
+_EXACT_SQUARE = 2.0**106
+"""Whole numbers up to 2^53 are what their text says; of a row with larger ones the text must not be shown."""
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
@@ -82,43 +93,54 @@ def join(pieces: Sequence[bytes], width: int) -> Matrix | None:
             lists = _parser.parse(b"[[" + b"],[".join(pieces) + b"]]")
             if len(lists) != rows or any(len(each) != width for each in lists):
                 return None
-        return np.frombuffer(lists.as_buffer(of_type="d"), np.float64).reshape(rows, width)
+        flat = np.frombuffer(lists.as_buffer(of_type="d"), np.float64)
     except (ValueError, TypeError, RuntimeError):
         return None
     finally:
         del lists  # the parser refuses to read again while its last document is held
+    return flat.reshape(rows, width) if flat.dot(flat) < _EXACT_SQUARE else None
 
 
-def many(body: bytes | bytearray, field: str, width: int) -> Matrix | None:
-    """Read a list of records of just `field`, each `width` numbers; None when it is anything else."""
-    document: Any = None
-    records: list[Any] = []
-    lists: list[Any] = []
-    parts: list[Any] = []
+def many(
+    body: bytes | bytearray, form: Form, width: int, *, with_text: bool
+) -> tuple[Matrix, pa.BinaryArray | None] | None:
+    """Read several records that are spelt as `form` says, each `width` numbers, and if wanted the text of each row's
+    numbers; None when the body is anything else.
+    """
+    brackets = np.flatnonzero(np.frombuffer(body, np.uint8) == _BRACKET)
+    rows = len(brackets) - 1
+    if not form.between or rows < 2 or brackets[1] != form.start_size - 1:
+        return None
+    between = form.between + b"["
+    # The last row gets the end of the others, so that all are alike.
+    text = b"".join((memoryview(body)[: form.inner_end], between))
+    starts = np.empty(rows + 1, np.int32)
+    np.add(brackets[1:], 1, out=starts[:-1], casting="unsafe")
+    starts[-1] = len(text)
+    ended = pa.Array.from_buffers(pa.binary(), rows, [None, pa.py_buffer(starts), pa.py_buffer(text)])
+    if not kernels.all(kernels.ends_with(ended, between)).as_py():
+        return None
+    marked = kernels.binary_replace_slice(ended, start=-len(between), stop=_FAR, replacement=_MARK_TEXT).buffers()[2]
+    matrix = _marked_rows(b"".join((b"[", memoryview(marked)[:-1], b"]")), rows, width)
+    if matrix is None:
+        return None
+    return matrix, kernels.binary_slice(ended, 0, -len(between)) if with_text else None
+
+
+def _marked_rows(text: bytes, rows: int, width: int) -> Matrix | None:
+    """Read one array of `rows` times `width` numbers and a mark; None when the marks are not where they should be."""
+    numbers: Any = None
     try:
-        document = _parser.parse(body)
-        if type(document) is not simdjson.Array:
-            return None
-        records = list(document)
-        if np.count_nonzero(np.frombuffer(body, np.uint8) == _BRACKET) != len(records) + 1:
-            return None
-        if set(map(len, records)) != {1}:
-            return None
-        lists = [record[field] for record in records]
-        if set(map(len, lists)) != {width}:
-            return None
-        parts = [each.as_buffer(of_type="d") for each in lists]
-        return np.frombuffer(b"".join(parts), np.float64).reshape(len(parts), width)
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError):
+        numbers = _parser.parse(text)
+        flat = np.frombuffer(numbers.as_buffer(of_type="d"), np.float64)
+    except (ValueError, TypeError, RuntimeError):
         return None
     finally:
-        del document, records, lists, parts  # the parser refuses to read again while its last document is held
-
-
-def row_pieces(body: bytes | bytearray, form: Form, rows: int) -> list[bytes] | None:
-    """Return what stands between the brackets of each row of a body that `many` has read; None when spelt unevenly."""
-    if not form.between:
+        del numbers  # the parser refuses to read again while its last document is held
+    if len(flat) != rows * (width + 1):
         return None
-    inner = bytes(memoryview(body)[form.start_size : form.inner_end])
-    pieces = inner.split(form.between + b"[")
-    return pieces if len(pieces) == rows else None
+    table = flat.reshape(rows, width + 1)
+    if np.count_nonzero(flat == _MARK) != rows or (table[:, width] != _MARK).any():
+        return None
+    matrix = np.ascontiguousarray(table[:, :width])
+    return matrix if np.vdot(matrix, matrix) < _EXACT_SQUARE else None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,10 @@ from engine.server.fast.template import (
     file_template,
     message_template,
 )
-from engine.server.fast.texts import row_texts
+from engine.server.fast.texts import Texts
 
 Tensor = np.ndarray[Any, Any]
+T = TypeVar("T", bound=Texts)
 
 TEMPLATE_BYTES = 64 * 1024 * 1024
 """Encoded templates kept per pipeline; the least recently used go first."""
@@ -77,7 +78,7 @@ class Work:
     """The rows in the request's own type; None for a single JSON record that is still text."""
     rows: int
     kind: Kind
-    pieces: list[bytes] | None
+    pieces: Texts | None
     """The text of the numbers of each row of a JSON request, when the reply wants it."""
 
 
@@ -138,20 +139,10 @@ class FastPath:
         if self._json.sample is None:
             return None
         form = flatten.find_form(body, self._json.field)
-        if form is None:
+        found = flatten.many(body, form, self.width, with_text=with_text) if form is not None else None
+        if found is None or len(found[0]) > ROW_LIMIT:
             return None
-        matrix = flatten.many(body, self._json.field, self.width)
-        if matrix is None or len(matrix) > ROW_LIMIT:
-            return None
-        pieces = None
-        if with_text:
-            if len(matrix) == 1:
-                one = flatten.single(body, form)
-                pieces = None if one is None else [one]
-            else:
-                pieces = flatten.row_pieces(body, form, len(matrix))
-            if pieces is None:
-                return None
+        matrix, pieces = found
         return Work(matrix, len(matrix), self._json, pieces)
 
     def read_arrow(self, body: bytes | bytearray) -> Work | None:
@@ -408,10 +399,14 @@ class FastPath:
         return values
 
     def json_columns(
-        self, template: RowTemplate, pieces: list[bytes] | None, outputs: Sequence[Tensor]
-    ) -> dict[Slot, list[bytes]]:
+        self,
+        template: RowTemplate,
+        pieces: T | None,
+        outputs: Sequence[Tensor],
+        write: Callable[[Tensor], T | None],
+    ) -> dict[Slot, T]:
         """Return the texts of the columns that differ between rows; raises `Unfit` for numbers JSON has no text for."""
-        columns: dict[Slot, list[bytes]] = {}
+        columns: dict[Slot, T] = {}
         slots = template.slots
         if "in" in slots:
             if pieces is None:
@@ -419,7 +414,7 @@ class FastPath:
             columns["in"] = pieces
         for slot, output in zip(self._output_slots, outputs, strict=True):
             if slot in slots:
-                texts = row_texts(output)
+                texts = write(output)
                 if texts is None:
                     raise Unfit
                 columns[slot] = texts

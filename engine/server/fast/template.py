@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain, repeat
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from engine.contract import columns as cols
+from engine.contract import kernels
 from engine.contract.arrow_files import encode_file
 from engine.contract.datasets import Selection, select
 from engine.server.fast import ipc, repeats
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
+T = TypeVar("T")
 Slot: TypeAlias = "str"
 """What belongs in a hole: `time`, `elapsed`, `in`, `out.<name>`; or `tail <slot>`, the last bytes of a repeated one."""
 REPEATED: dict[Slot, int] = {"time": 8, "elapsed": 16}
@@ -246,12 +247,10 @@ class RowTemplate:
         else:
             self._texts[-1] += msgspec.json.encode(cols.to_python(array)[0])
 
-    def _bake(
-        self, constants: dict[Slot, bytes], columns: dict[Slot, list[bytes]]
-    ) -> tuple[list[bytes], list[list[bytes]]]:
+    def _bake(self, constants: dict[Slot, bytes], columns: dict[Slot, T]) -> tuple[list[bytes], list[T]]:
         """Return the texts between the columns that differ from row to row, and those columns."""
         texts = [self._texts[0]]
-        lists: list[list[bytes]] = []
+        lists: list[T] = []
         for slot, text in zip(self._order, self._texts[1:], strict=True):
             constant = constants.get(slot)
             if constant is not None:
@@ -291,16 +290,13 @@ class RowTemplate:
             pieces += (text, cell)
         return b"".join(pieces)
 
-    def render(self, constants: dict[Slot, bytes], columns: dict[Slot, list[bytes]]) -> bytes:
-        """Return the whole reply: `constants` are the same in every row, `columns` have a text per row."""
-        texts, lists = self._bake(constants, columns)
-        start, end = b"[" + texts[0], texts[-1] + b"]"
-        between = texts[-1] + b"," + texts[0]
-        if len(lists) == 1:
-            return start + between.join(lists[0]) + end
-        pieces: list[Iterable[bytes]] = []
-        for column, text in zip(lists, [*texts[1:-1], between], strict=True):
-            pieces += (column, repeat(text))
-        flat = [start, *chain.from_iterable(zip(*pieces, strict=False))]
-        flat[-1] = end
-        return b"".join(flat)
+    def render(self, constants: dict[Slot, bytes], columns: dict[Slot, pa.BinaryArray]) -> list[Buffer]:
+        """Return the parts of a reply of many rows: `constants` are the same in every row, `columns` differ."""
+        texts, arrays = self._bake(constants, columns)
+        texts[-1] += b","
+        pieces: list[Any] = [texts[0]]
+        for array, text in zip(arrays, texts[1:], strict=True):
+            pieces += (array, text)
+        rows = kernels.binary_join_element_wise(*pieces, b"")
+        size = np.frombuffer(rows.buffers()[1], np.int32)[len(rows)]
+        return [b"[", memoryview(rows.buffers()[2])[: size - 1], b"]"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from engine.contract import columns as cols
+from engine.contract import kernels
+
+Texts: TypeAlias = "list[bytes] | pa.BinaryArray"
+"""A text per row: of few rows as bytes, of many as an array."""
 
 _encode = msgspec.json.Encoder().encode
 FEW = 24
@@ -31,6 +36,35 @@ def number_texts(values: np.ndarray[Any, Any]) -> list[bytes] | None:
     if b"n" in joined:
         return None
     return joined[1:-1].split(b",") if plain else []
+
+
+_EXPONENT_FROM = 1e15
+"""From here on Arrow writes an exponent, and the plain path only later."""
+
+
+def number_array(values: np.ndarray[Any, Any]) -> pa.BinaryArray | None:
+    """Return the texts of `number_texts` as an array, for many numbers."""
+    if values.dtype.char not in "fd":
+        few = number_texts(values)
+        return None if few is None else pa.array(few, pa.binary())
+    if not np.isfinite(values).all():
+        return None
+    # Arrow finds the same digits, but for whole numbers, which it writes without their ".0".
+    others = (values == np.trunc(values)) | (np.abs(values) >= _EXPONENT_FROM)
+    found = kernels.cast(cols.numeric_array(values), pa.string()).view(pa.binary())
+    if others.any():
+        found = kernels.replace_with_mask(found, cols.numeric_array(others), pa.array(number_texts(values[others])))
+    return found
+
+
+def row_array(values: np.ndarray[Any, Any]) -> pa.BinaryArray | None:
+    """Return the texts of `row_texts` as an array, for many rows."""
+    rows, width = values.shape
+    texts = number_array(values.reshape(-1))
+    if texts is None or width == 1:
+        return texts
+    starts = pa.py_buffer(np.arange(0, rows * width + 1, width, np.int32))
+    return kernels.binary_join(pa.Array.from_buffers(pa.list_(pa.binary()), rows, [None, starts], children=[texts]), b",")
 
 
 def row_texts(values: np.ndarray[Any, Any]) -> list[bytes] | None:

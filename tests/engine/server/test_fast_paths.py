@@ -476,6 +476,26 @@ def test_float32_texts_are_the_shortest_that_read_back(values: list[float]) -> N
     assert found == [msgspec.json.encode(float(str(value))) for value in array]
 
 
+@given(
+    st.integers(1, 3),
+    st.one_of(
+        st.lists(st.floats(width=32) | st.integers(-20, 20).map(float), min_size=1, max_size=60).map(
+            lambda found: np.array(found, "f4")
+        ),
+        st.lists(st.floats() | st.integers(-(2**60), 2**60).map(float), min_size=1, max_size=60).map(np.array),
+        st.lists(st.floats(width=16), min_size=1, max_size=60).map(lambda found: np.array(found, "f2")),
+        st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=60).map(lambda found: np.array(found, "i8")),
+        st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=60).map(lambda found: np.array(found, "u8")),
+    ),
+)
+def test_the_texts_of_many_rows_are_those_of_few(width: int, numbers: np.ndarray[Any, Any]) -> None:
+    matrix = np.repeat(numbers, width).reshape(-1, width)
+
+    found, few = texts.row_array(matrix), texts.row_texts(matrix)
+
+    assert (found.to_pylist() if found is not None else None) == few
+
+
 @given(st.integers(0, 40), st.sampled_from([pa.float32(), pa.float64(), pa.string(), pa.bool_()]))
 def test_the_layout_of_a_message_is_where_pyarrow_put_it(rows: int, kind: pa.DataType) -> None:
     values = {"f": 1.5, "d": 2.5, "s": "x", "b": True}[
@@ -522,16 +542,76 @@ def test_flattening_gives_the_numbers_and_their_texts(
     body = json.dumps([{field: row} for row in rows], separators=spelling, ensure_ascii=False).encode()
 
     form = flatten.find_form(body, field)
-    matrix = flatten.many(body, field, 2)
-
     assert form is not None
+    if len(rows) > 1:
+        found = flatten.many(body, form, 2, with_text=True)
+        assert found is not None
+        matrix, pieces = found
+        assert [json.loads(b"[" + piece + b"]") for piece in pieces.to_pylist()] == rows
+    else:
+        piece = flatten.single(body, form)
+        assert piece is not None
+        matrix = flatten.join([piece], 2)
+        assert json.loads(b"[" + piece + b"]") == rows[0]
     assert matrix is not None
     assert (matrix == np.array(rows, "f8")).all()
-    if len(rows) > 1:
-        pieces = flatten.row_pieces(body, form, len(rows))
-        assert [json.loads(b"[" + piece + b"]") for piece in pieces or []] == rows
-    else:
-        assert json.loads(b"[" + (flatten.single(body, form) or b"") + b"]") == rows[0]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "[1,2]},{F:[3]}", "[1]},{F:[2,3]}", "[1,2,3]},{F:[4]}", "[1,2]},{F:[]}", "[1,2]},{F:[3,4,5]}", "[1,2]},{F:[3,]}",
+        "[1,2]},{F:[3,null]}", "[1,2]},{F:[3,true]}", '[1,2]},{F:[3,"4"]}', "[1,2]},{F:[3,[4]]}", "[1,2]},{F:[3,{}]}",
+        "[1,2]},{F: [3,4]},{F:[5,6]}", "[1,2]},{F:[3,4]},{F: [5,6]}", "[1,2]},{F:[3,4],F:[5,6]}", "[1,2]},{G:[3,4]}",
+        "[1,2]},{F:[3,4]},{F:[5,6],G:[7,8]}", "[1,-9.25e307]},{F:[-9.25e307,4]}", "[-9.25e307,-9.25e307]},{F:[3,4]}",
+        "[1,2,-9.25e307,3]},{F:[4]}", "[1,-9.25e307,3]},{F:[4,5]}", "[1,2],[3,4]},{F:[5,6]}", "[1,2]],[{F:[3,4]}",
+    ],
+)  # fmt: skip
+def test_whatever_is_not_plainly_rows_of_numbers_is_left_to_the_plain_path(rows: str) -> None:
+    body = ("[{F:" + rows + "]").replace("F", '"x"').replace("G", '"y"').encode()
+
+    form = flatten.find_form(body, "x")
+
+    assert form is None or flatten.many(body, form, 2, with_text=True) is None
+
+
+@given(
+    st.lists(st.lists(ordinary, max_size=4), min_size=2, max_size=6),
+    st.sampled_from(["between", "in front", "inside", "nowhere"]),
+    st.integers(0, 5),
+)
+def test_flattening_reads_what_json_reads_or_nothing(rows: list[list[float]], where: str, at: int) -> None:
+    """Marks of our own among the numbers, or rows of other widths, must not go unnoticed."""
+    row = rows[at % len(rows)]
+    if where == "inside":
+        row[at % (len(row) + 1) : 0] = [-9.25e307]
+    elif where == "in front":
+        row.insert(0, -9.25e307)
+    elif where == "between":
+        row.append(-9.25e307)
+    body = json.dumps([{"x": each} for each in rows], separators=(",", ":")).encode()
+    form = flatten.find_form(body, "x")
+    assert form is not None
+
+    for width in (1, 2, 3, 4):
+        found = flatten.many(body, form, width, with_text=False)
+        if found is not None:
+            assert found[0].tolist() == rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("number", ["9007199254740993", "-9007199254740993", "1e300", "123456789012345678901234567890"])
+def test_numbers_that_a_double_has_no_place_for_are_shown_as_they_are_kept(
+    bench: Bench, number: str, count: int
+) -> None:
+    rows = [f'{{"tensor":[0.5,{number},1]}}'] + ['{"tensor":[1,2,3]}'] * (count - 1)
+    body = f"[{','.join(rows)}]".encode()
+    bench.ask("one", [b'[{"tensor":[1,2,3]}]'])
+
+    (client,) = bench.ask("one", [body])
+
+    same_json(client.body, bench.plain("one", body).body)
+    assert json.loads(client.body)[0]["in"]["tensor"][1] == float(number)
 
 
 def test_a_selection_is_the_same_however_often_it_is_asked_for(bench: Bench) -> None:
