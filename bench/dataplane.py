@@ -234,7 +234,7 @@ def report(bench: Bench, found: dict[str, Result], rounds: int) -> str:
         f"servers are interleaved; medians of {rounds} rounds of {bench.seconds:g} s. Our engine writes the inference "
         "log and checks a signed token with every request, unless it says otherwise; replies of ours carry the inputs "
         "(`full`) or the outputs alone. The model is a dense network, 29 numbers in and one out; a row of JSON has "
-        "numbers of 17 digits. `handed over` is by way of the least that can stand before an engine, `external` by "
+        "numbers of ten decimals. `handed over` is by way of the least that can stand before an engine, `external` by "
         "the whole server's URL. Compare ratios, not absolutes; those by processor time count what the server's "
         "processes used and suffer less from neighbours.",
         "",

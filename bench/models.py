@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 WIDTH = 29
 
 
-def dense(path: Path, widths: tuple[int, ...] = (WIDTH, 64, 32, 1), seed: int = 7) -> Path:
+def dense(path: Path, widths: tuple[int, ...] = (WIDTH, 10, 1), seed: int = 7) -> Path:
     """Write a small dense network with a sigmoid at its end: the size of a fraud model."""
     generator = np.random.default_rng(seed)
     nodes, weights = [], []
@@ -114,8 +114,8 @@ def trees(path: Path, width: int = WIDTH, count: int = 100, depth: int = 6, seed
 
 
 def rows(count: int, width: int = WIDTH, seed: int = 1) -> np.ndarray[Any, Any]:
-    """Return rows of ordinary numbers."""
-    return np.random.default_rng(seed).normal(0, 1, (count, width))
+    """Return rows of ordinary numbers, of ten decimals as in a table that somebody exported."""
+    return np.random.default_rng(seed).normal(0, 1, (count, width)).round(10)
 
 
 def records_body(values: np.ndarray[Any, Any]) -> bytes:

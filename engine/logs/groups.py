@@ -71,9 +71,7 @@ def assemble(segment: OpenSegment, items: list[Item]) -> Group:
             payload: Sequence[Buffer] = (item.batch.serialize(),)
             length = len(payload[0])
         else:
-            payload, length = item.parts, item.size
-            if length <= _JOIN_BYTES or len(payload) > _MAX_PARTS:
-                payload = (b"".join(payload),)
+            payload, length = _payload(item), item.size
         flags = CHECKED | HASHED
         if n == last:
             flags |= COMMIT
@@ -88,19 +86,27 @@ def assemble(segment: OpenSegment, items: list[Item]) -> Group:
 
 
 def lone(segment: OpenSegment, item: Item) -> Group | None:
-    """Do what `assemble` does for the commonest write: one small encoded record of a schema that the file knows."""
+    """Do what `assemble` does for the commonest write: encoded records, one frame, of a schema that the file knows."""
     number = segment.number_of(item.schema)
-    if number is None or item.batch is not None or item.size > _JOIN_BYTES:
+    if number is None or item.batch is not None:
         return None
-    payload = item.parts[0] if len(item.parts) == 1 else b"".join(item.parts)
+    payload = _payload(item)
     length, at = item.size, segment.size + HEADER_BYTES
     flags = _LONE if item.messages == 1 else _LONE | MANY
     frame = Frame(
-        BATCH, flags, number, frames.checksum((payload,), flags), item.rows, length, item.position,
+        BATCH, flags, number, frames.checksum(payload, flags), item.rows, length, item.position,
         item.min_time, item.max_time, item.sequence, at,
     )  # fmt: skip
     pad = -length % ALIGNMENT
-    return Group([frames.pack_header(frame), payload, _PADS[pad]], [frame], [], at + length + pad)
+    return Group([frames.pack_header(frame), *payload, _PADS[pad]], [frame], [], at + length + pad)
+
+
+def _payload(item: Item) -> Sequence[Buffer]:
+    """Return the parts of encoded records as they are to be written."""
+    parts = item.parts
+    if len(parts) > 1 and (item.size <= _JOIN_BYTES or len(parts) > _MAX_PARTS):
+        return (b"".join(parts),)
+    return parts
 
 
 def _number_in(group: Group, item: Item, first: int) -> int:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.logs import frames, layout, manifest, records
+from engine.logs import frames, layout, manifest, records, room
 from engine.logs.frames import BATCH, CHECKED, SCHEMA, Frame, IndexArray
 from engine.logs.manifest import Segment
 
 _CHUNK_BYTES = 4 << 20
+_ANY_SIZE = 2**63
 
 
 class OpenSegment:
@@ -24,6 +25,8 @@ class OpenSegment:
         self.created_at = created_at
         self.fd = fd
         self.size = 0
+        self.room = room.FROM_BYTES
+        """Up to this size there is nothing to do about room on the disk."""
         self.frames: list[Frame] = []
         self.schemas: list[bytes] = []
         self._numbers: dict[bytes, int] = {}
@@ -47,6 +50,16 @@ class OpenSegment:
             if frame.kind == BATCH:
                 self.frames.append(frame)
         self.size = size
+
+    def make_room(self, size: int) -> None:
+        """Set room aside for growing to `size` and some way beyond; where that fails, do without it."""
+        step = min(size, room.MOST_BYTES)
+        self.room = size + step if room.set_aside(self.fd, self.size, size - self.size + step) else _ANY_SIZE
+
+    def cut(self, size: int) -> None:
+        """Let the file end at `size`, and give back the room behind it."""
+        os.ftruncate(self.fd, size)
+        self.room = max(size, room.FROM_BYTES)
 
     def sync(self) -> None:
         """Wait until the file's data is on the disk; a segment that was closed is sealed, and there already."""
@@ -163,6 +176,7 @@ def _chunks(fd: int, at: int, left: int) -> Iterator[bytes]:
 
 def seal(folder: Path, segment: OpenSegment, now: float) -> None:
     """Make a segment durable, write its index and enter it into the manifest. Doing it twice is harmless."""
+    segment.cut(segment.size)
     os.fdatasync(segment.fd)
     checked = [
         frame

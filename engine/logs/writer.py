@@ -274,13 +274,15 @@ class PartitionWriter:
 
     def _put(self, segment: OpenSegment, group: Group) -> None:
         offset = segment.size
+        if group.end > segment.room:
+            segment.make_room(group.end)
         try:
             write_all(segment.fd, group.parts, offset)
             if self._fsync_interval_s <= 0:
                 os.fdatasync(segment.fd)
         except OSError as exc:
             try:
-                os.ftruncate(segment.fd, offset)
+                segment.cut(offset)
             except OSError as second:
                 self._broken = f"{segment.path} could not be cut back after a failed write: {second}"
             if self._active is None:
@@ -401,6 +403,8 @@ class PartitionWriter:
             try:
                 self._seal_full()
             finally:
+                if self._active is not None:
+                    self._active.cut(self._active.size)
                 for segment in [*self._full, self._active]:
                     if segment is not None:
                         segment.close()

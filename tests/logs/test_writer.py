@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.logs import manifest, recovery
+from engine.logs import manifest, recovery, room
 from engine.logs.errors import InvalidRecord, LogFull, LogWriteError, PartitionBusy
 from engine.logs.query import TimeRange, read_page
 from engine.logs.reader import LogStore
@@ -27,6 +27,8 @@ from engine.logs.writer import PartitionWriter
 from tests.logs.rows import batch, ids_of
 
 TOPIC = "topic"
+_LITTLE = 64 * 1024
+"""What a file system may well take more than a file holds."""
 
 
 def all_records(root: Path, topic: str = TOPIC) -> list[dict[str, Any]]:
@@ -285,6 +287,54 @@ def test_a_full_disk_refuses_records_and_the_log_recovers_when_there_is_room(tmp
     assert len(kept) > 45
     assert all_ids(tmp_path) == kept
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_room_set_aside_for_a_growing_file_is_given_back(tmp_path: Path) -> None:
+    with (tmp_path / "probe").open("wb") as probe:
+        if not room.set_aside(probe.fileno(), 0, 4096):
+            pytest.skip("the file system sets no room aside")
+
+    def unused() -> int:
+        found = [path.stat() for path in (tmp_path / "logs").rglob("*.log")]
+        return max(each.st_blocks * 512 - each.st_size for each in found)
+
+    def fill(writer: PartitionWriter, size_bytes: int) -> None:
+        while writer.bytes_written < size_bytes:
+            writer.append(batch(range(1000)))
+            writer.flush()
+
+    def open_writer() -> PartitionWriter:
+        return PartitionWriter(tmp_path / "logs", TOPIC, "p", fsync_interval_s=0)
+
+    writer = open_writer()
+    fill(writer, room.FROM_BYTES // 2)
+    assert unused() < _LITTLE, "a small log takes no more than it needs"
+    fill(writer, 3 * room.FROM_BYTES)
+    assert room.FROM_BYTES // 4 < unused() <= room.MOST_BYTES
+    writer.close()
+    assert unused() < _LITTLE, "an orderly end gives it back"
+
+    writer = open_writer()
+    fill(writer, 2 * room.FROM_BYTES)
+    assert unused() > room.FROM_BYTES // 4
+    writer.seal()
+    assert unused() < _LITTLE, "and so does sealing"
+    rows = writer.end
+    writer.close()
+    assert all_ids(tmp_path / "logs") == [*range(1000)] * (rows // 1000)
+
+
+def test_a_file_system_without_room_to_set_aside_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "set_aside", lambda *_: False)
+    with PartitionWriter(tmp_path, TOPIC, "p") as writer:
+        while writer.bytes_written < 2 * room.FROM_BYTES:
+            writer.append(batch(range(1000)))
+            writer.flush()
+        rows = writer.end
+
+    assert len(all_ids(tmp_path)) == rows
 
 
 def test_a_partition_that_cannot_be_opened_for_want_of_room_is_full(tmp_path: Path) -> None:

@@ -63,8 +63,9 @@ def row_array(values: np.ndarray[Any, Any]) -> pa.BinaryArray | None:
     texts = number_array(values.reshape(-1))
     if texts is None or width == 1:
         return texts
-    starts = pa.py_buffer(np.arange(0, rows * width + 1, width, np.int32))
-    return kernels.binary_join(pa.Array.from_buffers(pa.list_(pa.binary()), rows, [None, starts], children=[texts]), b",")
+    starts = pa.py_buffer(np.arange(rows + 1, dtype=np.int32) * width)
+    lists = pa.Array.from_buffers(pa.list_(pa.binary()), rows, [None, starts], children=[texts])
+    return kernels.binary_join(lists, b",")
 
 
 def row_texts(values: np.ndarray[Any, Any]) -> list[bytes] | None:
