@@ -119,6 +119,11 @@ class Connection(asyncio.BufferedProtocol):
                     self.deadline = listener.now + listener.limits.deadline_s
                     listener.app.handle(self, known, bytes(listener.view[size:nbytes]))
                     return
+                if nbytes < size + known.content_length <= size + listener.limits.body_bytes:
+                    self.head = known
+                    self.serial += 1
+                    self._receive(known, listener.view[size:nbytes])
+                    return
                 self.inbox += listener.view[size:nbytes]
                 self._pump(known)
                 return
@@ -224,35 +229,52 @@ class Connection(asyncio.BufferedProtocol):
         limit = listener.limits.body_bytes
         if length > limit:
             raise BadRequest(413, f"the body is larger than {limit} bytes")
-        if head.chunked or head.expects_continue or length > DISCARD_LIMIT:
-            self.state = State.BUSY
-            if listener.app.refuse_early(self, head):
-                return
-            self.state = State.IDLE
+        if not head.chunked and len(self.inbox) < length:
+            first, self.inbox = self.inbox, bytearray()
+            self._receive(head, first)
+            return
+        if (head.chunked or head.expects_continue or length > DISCARD_LIMIT) and self._is_refused(head):
+            return
         self._since = listener.now
-        self._extend_deadline(0)
-        if head.expects_continue and not self.inbox:
-            self.transport.write(CONTINUE)
         if head.chunked:
+            self._extend_deadline(0)
+            if head.expects_continue and not self.inbox:
+                self.transport.write(CONTINUE)
             self._chunks = ChunkedBody(limit)
             self.state = State.BODY
             return
-        if len(self.inbox) >= length:
-            body = bytes(memoryview(self.inbox)[:length])
-            del self.inbox[:length]
-            self._hand_over(body)
+        body = bytes(memoryview(self.inbox)[:length])
+        del self.inbox[:length]
+        self._hand_over(body)
+
+    def _is_refused(self, head: Head) -> bool:
+        """Let the application refuse a request before its body is here."""
+        self.state = State.BUSY
+        if self.listener.app.refuse_early(self, head):
+            return True
+        self.state = State.IDLE
+        return False
+
+    def _receive(self, head: Head, first: bytearray | memoryview) -> None:
+        """Receive a body of known length, of which `first` is here."""
+        listener = self.listener
+        length, got = head.content_length, len(first)
+        if (head.expects_continue or length > DISCARD_LIMIT) and self._is_refused(head):
             return
+        self._since = listener.now
+        self._extend_deadline(0)
+        if head.expects_continue and not got:
+            self.transport.write(CONTINUE)
         if length > FIRST_ALLOCATION:
             if not listener.reserve(length):
                 self.refuse(503, "too many large requests at once")
                 return
             self._reserved = length
-        self._got = len(self.inbox)
+        self._got = got
         self._need = length
-        self._body = bytearray(min(length, max(FIRST_ALLOCATION, 2 * self._got)))
-        self._body[: self._got] = self.inbox
+        self._body = bytearray(min(length, max(FIRST_ALLOCATION, 2 * got)))
+        self._body[:got] = first
         self._body_view = memoryview(self._body)
-        self.inbox = bytearray()
         self.state = State.BODY
 
     def _continue_body(self) -> None:
