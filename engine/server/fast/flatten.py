@@ -53,6 +53,14 @@ class Form:
         self.start_size = len(start)
         self.inner_end = -len(end)
 
+    def fits(self, body: bytes | bytearray) -> bool:
+        """Say whether a body begins and ends as this form does."""
+        return body.startswith(self.start) and body.endswith(self.end)
+
+
+NO_FORM = Form(b"\0", b"", b"\0")
+"""What no body fits."""
+
 
 def find_form(body: bytes | bytearray, field: str) -> Form | None:
     """Work out how a body is spelt; None when it is no list of records of just `field`, or spelt unusually."""
@@ -69,12 +77,9 @@ def find_form(body: bytes | bytearray, field: str) -> Form | None:
 
 
 def single(body: bytes | bytearray, form: Form) -> bytes | None:
-    """Return what stands between the brackets of a single record; None when the body is not spelt in this form."""
-    if body.startswith(form.start) and body.endswith(form.end):
-        start, end = form.start_size, len(body) + form.inner_end
-        if body.find(b"[", start, end) < 0:
-            return bytes(body[start:end])
-    return None
+    """Return what stands between the brackets of a single record of a body that fits; None if there are more."""
+    start, end = form.start_size, len(body) + form.inner_end
+    return bytes(body[start:end]) if body.find(b"[", start, end) < 0 else None
 
 
 _parser = simdjson.Parser()
@@ -104,8 +109,9 @@ def join(pieces: Sequence[bytes], width: int) -> Matrix | None:
 def many(
     body: bytes | bytearray, form: Form, width: int, *, with_text: bool
 ) -> tuple[Matrix, pa.BinaryArray | None] | None:
-    """Read several records that are spelt as `form` says, each `width` numbers, and if wanted the text of each row's
-    numbers; None when the body is anything else.
+    """Read several records of a body that fits, each `width` numbers, and if wanted the text of each row's numbers.
+
+    Returns None when the body is not spelt as `form` says, or is anything else.
     """
     brackets = np.flatnonzero(np.frombuffer(body, np.uint8) == _BRACKET)
     rows = len(brackets) - 1

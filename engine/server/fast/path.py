@@ -113,7 +113,7 @@ class FastPath:
         self._bound: Any = None
         self._bound_outputs: list[Tensor] = []
         self._may_bind = self.width * self.dtype.itemsize <= SMALL_BYTES
-        self._form = flatten.Form(b"[{", b"", b"}]")
+        self._form = flatten.NO_FORM
         self._json = Kind(None)
         self._arrow: list[Kind] = []
         self._output_kinds: list[tuple[np.dtype[Any], int]] = []
@@ -125,21 +125,26 @@ class FastPath:
 
     def read_one(self, body: bytes | bytearray) -> bytes | None:
         """Return the text of the numbers of a JSON body of one record, or None."""
-        piece = flatten.single(body, self._form)
-        if piece is None:
-            form = flatten.find_form(body, self._json.field)
-            if form is None or form.between:
+        form = self._form
+        if not form.fits(body):
+            found = flatten.find_form(body, self._json.field)
+            if found is None:
                 return None
-            self._form = form
-            piece = flatten.single(body, form)
-        return piece
+            form = self._form = found
+        return flatten.single(body, form)
 
     def read_many(self, body: bytes | bytearray, *, with_text: bool) -> Work | None:
         """Read a JSON body of several records."""
         if self._json.sample is None:
             return None
-        form = flatten.find_form(body, self._json.field)
-        found = flatten.many(body, form, self.width, with_text=with_text) if form is not None else None
+        form = self._form
+        found = flatten.many(body, form, self.width, with_text=with_text) if form.fits(body) else None
+        if found is None:  # perhaps for what stands between its rows
+            other = flatten.find_form(body, self._json.field)
+            if other is None or other.between == form.between:
+                return None
+            self._form = other
+            found = flatten.many(body, other, self.width, with_text=with_text)
         if found is None or len(found[0]) > ROW_LIMIT:
             return None
         matrix, pieces = found

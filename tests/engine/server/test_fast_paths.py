@@ -233,6 +233,20 @@ def test_requests_of_one_turn_are_answered_each_with_its_own_rows(
                     assert math.isclose(left[key][0], right[key][0], rel_tol=1e-5, abs_tol=1e-3)
 
 
+def test_ordinary_requests_take_the_fast_path_from_the_first_on(tmp_path: Path) -> None:
+    fresh = Bench(models.document(tmp_path, {"one": models.linear(tmp_path / "one.onnx")}))
+    try:
+        for count in (1, 2, 1, 40, 1, 3, 3):
+            for indent in (None, None, 4, 1):
+                body = json.dumps([{"tensor": [1.5, n, -2]} for n in range(count)], indent=indent).encode()
+                before = fresh.fast_count()
+                (client,) = fresh.ask("one", [body])
+                same_json(client.body, fresh.plain("one", body).body)
+                assert fresh.fast_count() == before + 1, (count, indent)
+    finally:
+        fresh.close()
+
+
 MALFORMED = [
     b"",
     b"[]",
@@ -543,6 +557,7 @@ def test_flattening_gives_the_numbers_and_their_texts(
 
     form = flatten.find_form(body, field)
     assert form is not None
+    assert form.fits(body)
     if len(rows) > 1:
         found = flatten.many(body, form, 2, with_text=True)
         assert found is not None
