@@ -99,6 +99,9 @@ LOOPS: dict[str, dict[str, Loop]] = {
 }
 """Endless tasks by role: name to loop. A loop that ends or fails is started again after a pause."""
 
+_PATIENCE_S = 5.0
+"""How long a loop may take to end before it is cancelled once more."""
+
 ALL_ROLES = ("api", "controller", "scheduler", "worker")
 """What one machine needs; the API is a gateway too."""
 
@@ -141,9 +144,7 @@ def create_app(context: Context, roles: Sequence[str] = ALL_ROLES) -> FastAPI:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             await close_parts(context)
             await context.events.stop()
             await context.database.dispose()
@@ -178,6 +179,16 @@ def examples() -> dict[str, dict[str, Any]]:
     """Return what requests and answers look like, by method and path."""
     found: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "examples.json").read_bytes())
     return found
+
+
+async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel loops until they have ended: a cancellation is lost where something fails while it cleans up."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_PATIENCE_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def keep_running(context: Context, name: str, loop: Loop) -> None:

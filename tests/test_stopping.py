@@ -1,7 +1,8 @@
-"""A server that is told to stop leaves no database running behind it."""
+"""A server that is told to stop stops, and leaves no database running behind it."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,15 +11,20 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.server]
+from app.kit.context import Context
+from app.kit.postgres import EmbeddedPostgres
+from app.main import end, keep_running
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_the_embedded_postgres_stops_with_the_server(sent: signal.Signals) -> None:
+@contextmanager
+def started() -> Iterator[tuple[subprocess.Popen[bytes], Path, str]]:
+    """A server, its home, and where it says that it is ready."""
     # A short path: a Unix socket's name has room for about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="potoroo-stop-") as folder:
         home = Path(folder) / "home"
@@ -29,15 +35,69 @@ def test_the_embedded_postgres_stops_with_the_server(sent: signal.Signals) -> No
         process = subprocess.Popen([sys.executable, "-m", "app", "serve"], env=environment, start_new_session=True)
         try:
             _wait(f"http://127.0.0.1:{port}/readyz", process)
-            assert (home / "postgres" / "postmaster.pid").exists()
-
-            process.send_signal(sent)
-            process.wait(40)
-
-            assert not (home / "postgres" / "postmaster.pid").exists()
+            yield process, home, f"http://127.0.0.1:{port}/readyz"
         finally:
             if process.poll() is None:
                 process.kill()
+                process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_the_embedded_postgres_stops_with_the_server(sent: signal.Signals) -> None:
+    with started() as (process, home, _):
+        assert (home / "postgres" / "postmaster.pid").exists()
+
+        process.send_signal(sent)
+        process.wait(40)
+
+        assert not (home / "postgres" / "postmaster.pid").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.5])
+def test_a_server_whose_database_has_just_come_back_stops_when_told_to(after_s: float) -> None:
+    with started() as (process, home, ready):
+        postmaster = int((home / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(postmaster, signal.SIGQUIT)  # Postgres' immediate shutdown
+        while Path(f"/proc/{postmaster}").exists():
+            time.sleep(0.05)
+        postgres = EmbeddedPostgres(home / "postgres")
+        postgres.start()
+        try:
+            _wait(ready, process)
+            time.sleep(after_s)
+
+            process.terminate()
+
+            assert process.wait(20) == 0
+        finally:
+            postgres.stop()
+
+
+async def test_a_loop_that_fails_while_it_is_cancelled_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, context: Context
+) -> None:
+    monkeypatch.setattr("app.main._PATIENCE_S", 0.1)
+    turns = 0
+
+    async def loop(_: Context) -> None:
+        nonlocal turns
+        turns += 1
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise OSError("the connection is gone too")
+
+    task = asyncio.create_task(keep_running(context, "loop", loop))
+    await asyncio.sleep(0.05)
+
+    await asyncio.wait_for(end([task]), 10)
+
+    assert task.cancelled()
+    assert turns == 1
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:

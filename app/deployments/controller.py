@@ -56,10 +56,17 @@ class Controller:
             log.info("controller.leads")
             queue = WorkQueue()
             self._runtime.on_change(queue.add)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._scan(lock, queue))
-                for _ in range(WORKERS):
-                    tasks.create_task(self._work(queue))
+            work = [self._scan(lock, queue), *(self._work(queue) for _ in range(WORKERS))]
+            # No task group: before Python 3.13 it loses a cancellation that comes while one of its tasks fails.
+            tasks = [asyncio.create_task(each) for each in work]
+            try:
+                ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            for task in ended:
+                task.result()
 
     async def _scan(self, lock: AsyncConnection, queue: WorkQueue) -> None:
         """Put every deployment that is not at rest into the queue, at each wake-up and every few seconds."""
@@ -208,8 +215,8 @@ async def run(context: Context) -> None:
     while True:
         try:
             await controller.lead()
-        except* Exception as group:
-            if not all(is_away(exc) for exc in group.exceptions):
+        except Exception as exc:
+            if not is_away(exc):
                 raise
             log.warning("controller.database_away")
             await asyncio.sleep(1.0)

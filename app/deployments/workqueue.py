@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 
@@ -50,10 +51,9 @@ class WorkQueue:
                 return key
             self._changed.clear()
             wait_s = self._heap[0][0] - now if self._heap else None
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
 
     def done(self, key: int, next_look_s: float | None = None) -> None:
         """Say that `key` is worked off, and when to look at it again by itself."""

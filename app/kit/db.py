@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from fastapi import Depends, Request
 from sqlalchemy import BigInteger, DateTime, FetchedValue, Identity, MetaData, String, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -106,4 +107,8 @@ async def leadership(engine: AsyncEngine, name: str) -> AsyncIterator[AsyncConne
             yield connection if held else None
         finally:
             if held and not connection.closed and not connection.invalidated:
-                await connection.execute(text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))"), {"name": name})
+                unlock = text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))")
+                try:
+                    await connection.execute(unlock, {"name": name})
+                except DBAPIError:  # which must not take the place of what ended us, a cancellation for instance
+                    await connection.invalidate()  # the lock goes with the connection

@@ -44,7 +44,8 @@ class Events:
     async def wait(self, event: asyncio.Event, timeout_s: float) -> None:
         """Return at the next wake-up of `event`, or after `timeout_s` at the latest."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
         event.clear()
 
     def start(self) -> None:

@@ -37,7 +37,8 @@ class Outcomes:
             self._task = asyncio.create_task(self._look(), name=_PART)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(settled.wait(), patience_s)
+                async with asyncio.timeout(patience_s):
+                    await settled.wait()
         finally:
             self._waiting[version_id].discard(settled)
             if not self._waiting[version_id]:

@@ -136,7 +136,8 @@ class KubernetesTasks:
                 asked = True
                 await self._delete(spec.run_id)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.Event().wait() if asked else stop.wait(), self._poll_s)
+                async with asyncio.timeout(self._poll_s):
+                    await (asyncio.Event().wait() if asked else stop.wait())
             waited_s += self._poll_s
 
     async def _patiently(self, look: Callable[[str], Any], run_id: str) -> Any:
