@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import fcntl
 import importlib.metadata
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +23,9 @@ from app.identity import cli as identity
 from app.logs.cli import logs
 from app.settings import Settings
 from engine.contract.lean import without_pandas
+
+if TYPE_CHECKING:
+    from app.kit.postgres import EmbeddedPostgres
 
 cli = typer.Typer(
     name="potoroo",
@@ -69,8 +73,8 @@ def sole_owner(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def database(settings: Settings) -> Iterator[str]:
-    """Yield the URL of the database, embedded or one's own, migrated to this release."""
+def database(settings: Settings) -> Iterator[tuple[str, EmbeddedPostgres | None]]:
+    """Yield the URL of the database, migrated to this release, and its server if that is the embedded one."""
     from app.kit import migrate
     from app.kit.postgres import EmbeddedPostgres
 
@@ -78,7 +82,7 @@ def database(settings: Settings) -> Iterator[str]:
     url = embedded.start() if embedded else settings.database_url.get_secret_value()  # type: ignore[union-attr]
     try:
         migrate.upgrade(url)
-        yield url
+        yield url, embedded
     finally:
         if embedded:
             embedded.stop()
@@ -94,8 +98,8 @@ def run_roles(settings: Settings, roles: Sequence[str]) -> None:
     without_pandas()
     # uvicorn raises the signal anew once it has stopped; that must not end the process before Postgres is stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with sole_owner(settings.home) if len(roles) > 1 else _nothing(), database(settings) as url:
-        uvloop.run(_serve(settings, url, roles))
+    with sole_owner(settings.home) if len(roles) > 1 else _nothing(), database(settings) as (url, embedded):
+        uvloop.run(_serve(settings, url, roles, embedded))
 
 
 @contextmanager
@@ -103,11 +107,11 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-async def _serve(settings: Settings, url: str, roles: Sequence[str]) -> None:
+async def _serve(settings: Settings, url: str, roles: Sequence[str], embedded: EmbeddedPostgres | None) -> None:
     from app.identity.bootstrap import bootstrap
     from app.inference import front
     from app.kit.secrets import WrongKey
-    from app.main import create_app, make_context
+    from app.main import create_app, end, make_context
 
     try:
         listeners = front.bind(settings.host, settings.port)
@@ -118,7 +122,11 @@ async def _serve(settings: Settings, url: str, roles: Sequence[str]) -> None:
         await bootstrap(context)
     except WrongKey as exc:
         raise CommandFailed(str(exc)) from exc
-    await front.serve(create_app(context, roles), context, listeners)
+    watch = [asyncio.create_task(embedded.watch(), name="postgres")] if embedded is not None else []
+    try:
+        await front.serve(create_app(context, roles), context, listeners)
+    finally:
+        await end(watch)
 
 
 @cli.command()

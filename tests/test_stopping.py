@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from app.kit.context import Context
-from app.kit.postgres import EmbeddedPostgres
 from app.main import end, keep_running
 
 
@@ -57,24 +56,38 @@ def test_the_embedded_postgres_stops_with_the_server(sent: signal.Signals) -> No
 
 @pytest.mark.slow
 @pytest.mark.server
-@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.5])
-def test_a_server_whose_database_has_just_come_back_stops_when_told_to(after_s: float) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGQUIT, signal.SIGKILL])
+def test_an_embedded_postgres_that_dies_is_started_anew(sent: signal.Signals) -> None:
     with started() as (process, home, ready):
-        postmaster = int((home / "postgres" / "postmaster.pid").read_text().splitlines()[0])
-        os.kill(postmaster, signal.SIGQUIT)  # Postgres' immediate shutdown
-        while Path(f"/proc/{postmaster}").exists():
+        first = postmaster(home)
+        os.kill(first, sent)
+        while Path(f"/proc/{first}").exists():
             time.sleep(0.05)
-        postgres = EmbeddedPostgres(home / "postgres")
-        postgres.start()
-        try:
-            _wait(ready, process)
-            time.sleep(after_s)
 
-            process.terminate()
+        _wait(ready, process)
 
-            assert process.wait(20) == 0
-        finally:
-            postgres.stop()
+        assert postmaster(home) != first
+        process.terminate()
+        assert process.wait(40) == 0
+        assert not (home / "postgres" / "postmaster.pid").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.parametrize("after_s", [0.2, 1.5, 2.5, 4.0])
+def test_a_server_whose_database_is_away_or_has_just_come_back_stops_when_told_to(after_s: float) -> None:
+    with started() as (process, home, _):
+        os.kill(postmaster(home), signal.SIGQUIT)  # Postgres' immediate shutdown
+        time.sleep(after_s)
+
+        process.terminate()
+
+        assert process.wait(20) == 0
+        assert not (home / "postgres" / "postmaster.pid").exists()
+
+
+def postmaster(home: Path) -> int:
+    return int((home / "postgres" / "postmaster.pid").read_text().splitlines()[0])
 
 
 async def test_a_loop_that_fails_while_it_is_cancelled_ends_all_the_same(

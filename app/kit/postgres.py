@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import structlog
+
+log = structlog.get_logger()
 
 _DATABASE = "potoroo"
+_LOOK_S = 2.0
 
 
 class EmbeddedPostgres:
@@ -30,6 +36,19 @@ class EmbeddedPostgres:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_DATABASE,)).fetchone():
                 connection.execute(f"CREATE DATABASE {_DATABASE}")
         return str(self._server.get_uri(database=_DATABASE))
+
+    async def watch(self) -> None:
+        """Start the server anew whenever it has ended by itself, for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if self._server.get_postmaster_info().is_running():
+                continue
+            try:
+                await asyncio.to_thread(self._server.start)
+            except (subprocess.SubprocessError, OSError) as exc:
+                log.error("postgres.cannot_start", error=str(exc), log=str(self._folder / "log"))
+            else:
+                log.warning("postgres.started_anew")
 
     def stop(self) -> None:
         """Stop the server; the data stay."""
