@@ -38,8 +38,8 @@ def number_texts(values: np.ndarray[Any, Any]) -> list[bytes] | None:
     return joined[1:-1].split(b",") if plain else []
 
 
-_EXPONENT_FROM = 1e15
-"""From here on Arrow writes an exponent, and the plain path only later."""
+_SMALLEST, _LARGEST = 1e-5, 1e10
+"""Between these, Arrow and the plain path agree on writing no exponent; beyond, each has its own limits."""
 
 
 def number_array(values: np.ndarray[Any, Any]) -> pa.BinaryArray | None:
@@ -49,8 +49,9 @@ def number_array(values: np.ndarray[Any, Any]) -> pa.BinaryArray | None:
         return None if few is None else pa.array(few, pa.binary())
     if not np.isfinite(values).all():
         return None
-    # Arrow finds the same digits, but for whole numbers, which it writes without their ".0".
-    others = (values == np.trunc(values)) | (np.abs(values) >= _EXPONENT_FROM)
+    # Arrow finds the same digits, but writes whole numbers without their ".0".
+    sizes = np.abs(values)
+    others = (sizes < _SMALLEST) | (sizes >= _LARGEST) | (values == np.trunc(values))
     found = kernels.cast(cols.numeric_array(values), pa.string()).view(pa.binary())
     if others.any():
         found = kernels.replace_with_mask(found, cols.numeric_array(others), pa.array(number_texts(values[others])))

@@ -502,6 +502,8 @@ def test_float32_texts_are_the_shortest_that_read_back(values: list[float]) -> N
         st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=60).map(lambda found: np.array(found, "u8")),
     ),
 )
+@example(1, np.array([1e-6, 1e-5, 9.999999e-6, 1e-4, 1e15, 999999999999999.9, 9999999999.5, 1e16, 0.5, -0.0, 3.0]))
+@example(1, np.array([1e-6, 1e-5, 9.999999e-6, 1e-4, 1e15, 1e16, 0.5, -0.0, 3.0, 1e-45, 3.4e38], "f4"))
 def test_the_texts_of_many_rows_are_those_of_few(width: int, numbers: np.ndarray[Any, Any]) -> None:
     matrix = np.repeat(numbers, width).reshape(-1, width)
 
