@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,8 @@ class EmbeddedPostgres:
                 continue
             try:
                 await asyncio.to_thread(self._server.start)
-            except (subprocess.SubprocessError, OSError) as exc:
-                log.error("postgres.cannot_start", error=str(exc), log=str(self._folder / "log"))
+            except Exception as exc:  # whatever it is this time, the next look tries again
+                log.error("postgres.cannot_start", error=repr(exc), log=str(self._folder / "log"))
             else:
                 log.warning("postgres.started_anew")
 

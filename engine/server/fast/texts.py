@@ -38,6 +38,8 @@ def number_texts(values: np.ndarray[Any, Any]) -> list[bytes] | None:
     return joined[1:-1].split(b",") if plain else []
 
 
+MOST_NUMBERS = 2**26
+"""The texts of more might not fit into one Arrow array."""
 _SMALLEST, _LARGEST = 1e-5, 1e10
 """Between these, Arrow and the plain path agree on writing no exponent; beyond, each has its own limits."""
 
@@ -59,9 +61,9 @@ def number_array(values: np.ndarray[Any, Any]) -> pa.BinaryArray | None:
 
 
 def row_array(values: np.ndarray[Any, Any]) -> pa.BinaryArray | None:
-    """Return the texts of `row_texts` as an array, for many rows."""
+    """Return the texts of `row_texts` as an array, for many rows; None also for more than `MOST_NUMBERS`."""
     rows, width = values.shape
-    texts = number_array(values.reshape(-1))
+    texts = number_array(values.reshape(-1)) if values.size <= MOST_NUMBERS else None
     if texts is None or width == 1:
         return texts
     starts = pa.py_buffer(np.arange(rows + 1, dtype=np.int32) * width)

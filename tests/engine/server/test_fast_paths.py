@@ -247,6 +247,18 @@ def test_ordinary_requests_take_the_fast_path_from_the_first_on(tmp_path: Path) 
         fresh.close()
 
 
+def test_a_reply_of_too_many_numbers_is_left_to_the_plain_path(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps([{"tensor": [n, 0.5, -n]} for n in range(40)]).encode()
+    bench.ask("wide", [body])
+    before = bench.fast_count()
+    monkeypatch.setattr(texts, "MOST_NUMBERS", 4 * 40 - 1)
+
+    (client,) = bench.ask("wide", [body])
+
+    same_json(client.body, bench.plain("wide", body).body)
+    assert bench.fast_count() == before
+
+
 MALFORMED = [
     b"",
     b"[]",
