@@ -206,6 +206,8 @@ def _next_look_s(phase: Phase, seen: tuple[Replica, ...]) -> float | None:
         return None
     if phase in (Phase.STARTING, Phase.STOPPING) or any(r.phase is not ReplicaPhase.RUNNING for r in seen):
         return SOON_S
+    if len({r.revision for r in seen}) > 1:  # the former engines are to go soon, and their connections with them
+        return SOON_S
     return STEADY_S
 
 

@@ -97,7 +97,9 @@ async def test_versions_change_over_without_a_failed_request(instance: Instance,
 
     async with Traffic(instance, deployed.url).flowing() as traffic:
         again = await asyncio.to_thread(instance.deploy, "sums", tenfold)
-        await asyncio.sleep(2)  # the former engine goes a moment after the change
+        # The former engine goes a moment after the change, and with it the connections that it answered.
+        await asyncio.to_thread(eventually, lambda: WIDTH * 10.0 in traffic.values)
+        await traffic.answered(100)
 
     assert again.id == deployed.id
     assert set(traffic.seen) == {200}
